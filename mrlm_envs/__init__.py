@@ -1,0 +1,26 @@
+"""Text-space Gymnasium environments for reinforcement learning of language models.
+
+Importing this package registers `mrlm/*-v0`; `gymnasium.make("mrlm_envs:mrlm/Math-v0")` does both at once.
+"""
+
+import gymnasium
+
+from mrlm_envs.core import EnvFault, Opening, Options, Reply, TextEnv
+from mrlm_envs.spaces import Unicode
+
+__all__ = ["ENVIRONMENTS", "EnvFault", "Opening", "Options", "Reply", "TextEnv", "Unicode"]
+
+# Short name -> (id, module of the environment class, name of the class).
+ENVIRONMENTS: dict[str, tuple[str, str, str]] = {
+    "math": ("mrlm/Math-v0", "mrlm_envs.math.env", "MathEnv"),
+}
+
+for _id, _module, _class in ENVIRONMENTS.values():
+    if _id not in gymnasium.registry:
+        gymnasium.register(
+            _id,
+            entry_point=f"{_module}:{_class}",
+            vector_entry_point=f"{_module}:make_vec",
+            # TextEnv checks types itself; Gymnasium's passive checker would double the cost of a step.
+            disable_env_checker=True,
+        )

@@ -1,0 +1,291 @@
+"""`TextEnv`: a Gymnasium environment whose observations and actions are text.
+
+A subclass writes `begin` and `respond`; everything the environments share is here: seeding, splits, turn counting,
+the keys of `info`, the rendered conversation, the checks of an action.
+
+An episode is a pure function of `(kwargs, split, episode seed, actions)`. An observation is the newest message to
+the agent, not the transcript (`mrlm_envs.wrappers.Transcript` gives that).
+
+Keys of `info` with a fixed meaning:
+
+| key | when | meaning |
+| --- | --- | --- |
+| `task_id` | always | canonical name of the task |
+| `seed` | always | the episode seed; `reset(seed=info["seed"])` plays the same task again |
+| `turn` | always | actions taken so far |
+| `role` | always | who speaks the observation: "user" or "tool" |
+| `system` | at reset | the system prompt ("" if none) |
+| `tools` | at reset, if any | JSON schemas of the tools |
+| `action_valid` | after a step | the action could be parsed |
+| `rewards` | after a step | named parts that sum to the reward |
+| `success` | at the end | the task was solved |
+| `stop_reason` | at the end | "success", "failure", "max_turns", "env_fault", or an environment's own |
+| `valid` | at the end | False when the environment, not the agent, failed |
+"""
+
+import copy
+import difflib
+import inspect
+import re
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium.error import ResetNeeded
+
+from mrlm_envs.spaces import Unicode
+from mrlm_envs.tasks import SPLITS, in_split
+
+Options = dict[str, Any]
+
+MAX_OBSERVATION = 65_536  # characters; a longer observation is cut and says so
+_MAX_DRAWS = 2_000  # redraws until a task of the split turns up; with one in five, chance alone never gets there
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class EnvFault(Exception):
+    """The environment failed, not the agent: a broken grader or sandbox, a lost endpoint.
+
+    Raised inside `respond` it ends the episode `truncated` with `info["valid"] = False`; raised inside `begin` it
+    leaves `reset`. Trainers mask such episodes.
+    """
+
+
+@dataclass(slots=True)
+class Opening:
+    """What `begin` returns.
+
+    Args:
+        text: The first observation.
+        task_id: The canonical content of the task: equal for equal tasks, whatever the seed.
+        tools: OpenAI function schemas the agent may call.
+        info: Further JSON values for `info`.
+    """
+
+    text: str
+    task_id: str
+    tools: list[dict[str, Any]] | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Reply:
+    """What `respond` returns.
+
+    Args:
+        text: The next observation.
+        rewards: Named parts of this step's reward; the reward is their sum.
+        done: The task has ended (`terminated`).
+        success: The task has been solved.
+        role: Who speaks `text`, "user" or "tool".
+        info: Further JSON values for `info`; `action_valid` and `stop_reason` may be set here.
+    """
+
+    text: str
+    rewards: dict[str, float] = field(default_factory=dict)
+    done: bool = False
+    success: bool = False
+    role: str = "user"
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+class TextEnv(gymnasium.Env[str, str]):
+    """Base of every environment of MRLM; see the module docstring for the contract.
+
+    A subclass sets `system_prompt` and `metadata` (`expert`: "always", "honest" or None; `deterministic`: whether
+    `(kwargs, seed, actions)` replays to the same bytes), writes `begin` and `respond`, and, where it can, `expert`.
+    Both draw from `self.rng` only. A finite task source sets `self.num_tasks` and does its own splitting.
+
+    Args:
+        split: "train", "test" or "all".
+        max_turns: Actions after which the episode ends as `terminated` with `stop_reason="max_turns"`.
+        max_length: Characters of an action; what is beyond is cut before `respond` sees it.
+        system_prompt: Replaces the environment's own system prompt.
+        render_mode: "ansi" makes `render()` return the conversation so far.
+
+    Raises:
+        TypeError: On an unknown keyword argument; the nearest known one is named.
+        ValueError: On a value out of range.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "expert": None, "deterministic": True}
+    system_prompt: str = ""
+    num_tasks: int | None = None
+    rng: np.random.Generator
+
+    def __init__(
+        self,
+        *,
+        split: str = "train",
+        max_turns: int = 1,
+        max_length: int = 65_536,
+        system_prompt: str | None = None,
+        render_mode: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        if unknown:
+            raise TypeError(_unknown_argument(type(self), next(iter(unknown))))
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        if not isinstance(max_turns, int) or max_turns < 1:
+            raise ValueError(f"max_turns must be an integer of at least 1, got {max_turns!r}")
+        if not isinstance(max_length, int) or max_length < 1:
+            raise ValueError(f"max_length must be an integer of at least 1, got {max_length!r}")
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
+        self.split, self.max_turns, self.max_length = split, max_turns, max_length
+        if system_prompt is not None:
+            self.system_prompt = system_prompt
+        self.render_mode = render_mode
+        self.observation_space = Unicode(MAX_OBSERVATION)
+        self.action_space = Unicode(max_length)
+        self.turn = 0
+        self._is_open = False
+        self._task_id, self.episode_seed = "", 0
+        self._messages: list[tuple[str, str]] = []
+
+    def begin(self, options: Options) -> Opening:
+        """Draw a task from `self.rng` (or take the one `options` names) and open the episode.
+
+        The base calls it again, on the same `self.rng`, until the task falls into the split.
+        """
+        raise TypeError(f"{type(self).__name__} does not define begin(options) -> Opening")
+
+    def respond(self, action: str) -> Reply:
+        """Answer the agent. `action` is clean text of at most `max_length` characters."""
+        raise TypeError(f"{type(self).__name__} does not define respond(action) -> Reply")
+
+    def expert(self) -> str | None:
+        """The reference action for the current turn, or None; never part of an observation or of `info`."""
+        return None
+
+    def reset(self, *, seed: int | None = None, options: Options | None = None) -> tuple[str, dict[str, Any]]:
+        """Start an episode.
+
+        Args:
+            seed: The episode seed (a non-negative integer). Without one, it is drawn from `np_random`.
+            options: `{"task_id": …}` picks a task of a finite source; environments document their own.
+
+        Returns:
+            The first observation, and `info` (see the module docstring).
+        """
+        if seed is None:
+            seed = int(self.np_random.integers(2**31))
+            self.rng = np.random.default_rng(seed)
+        else:
+            if not isinstance(seed, int | np.integer) or seed < 0:
+                raise gymnasium.error.Error(f"seed must be a non-negative integer, got {seed!r}")
+            seed = int(seed)
+            self.rng = self._np_random = np.random.default_rng(seed)
+            self._np_random_seed = seed
+        self._is_open, self.turn, self.episode_seed = False, 0, seed
+        opening = self._draw({} if options is None else options)
+        self._task_id = opening.task_id
+        text = _clip(opening.text)
+        self._messages = [("user", text)]
+        self._is_open = True
+        info: dict[str, Any] = {
+            "task_id": opening.task_id,
+            "seed": seed,
+            "turn": 0,
+            "role": "user",
+            "system": self.system_prompt,
+            **opening.info,
+        }
+        if opening.tools is not None:
+            info["tools"] = copy.deepcopy(opening.tools)  # the agent may edit what it gets
+        return text, info
+
+    def _draw(self, options: Options) -> Opening:
+        if self.num_tasks is not None:
+            return self.begin(options)
+        if "task_id" in options:
+            raise ValueError("options['task_id'] picks a task of a finite source; generated tasks are picked by seed")
+        for _ in range(_MAX_DRAWS):
+            opening = self.begin(options)
+            if in_split(opening.task_id, self.split):
+                return opening
+        raise ValueError(
+            f"no task of split {self.split!r} in {_MAX_DRAWS} draws (the last was {opening.task_id!r}); "
+            'widen the range of tasks or pass split="all"'
+        )
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Take one turn.
+
+        Args:
+            action: Any string. Lone surrogates are replaced and the length is cut to `max_length`.
+
+        Returns:
+            `(observation, reward, terminated, truncated, info)`.
+
+        Raises:
+            gymnasium.error.ResetNeeded: Before `reset` or after the end of the episode.
+            TypeError: If `action` is not a `str`.
+        """
+        if not self._is_open:
+            raise ResetNeeded(f"{type(self).__name__}: the episode is not open; call reset() before step()")
+        if not isinstance(action, str):
+            raise TypeError(f"{type(self).__name__}: an action is a str, got {type(action).__name__}")
+        action = clean(action[: self.max_length])
+        self.turn += 1
+        self._messages.append(("assistant", action))
+        info: dict[str, Any] = {
+            "task_id": self._task_id,
+            "seed": self.episode_seed,
+            "turn": self.turn,
+            "action_valid": True,
+        }
+        try:
+            reply = self.respond(action)
+        except EnvFault as fault:
+            self._is_open = False
+            text = _clip(f"The environment failed: {fault}")
+            info |= {"role": "user", "rewards": {}, "success": False, "stop_reason": "env_fault", "valid": False}
+            self._messages.append(("user", text))
+            return text, 0.0, False, True, info
+        info["role"] = reply.role
+        info["rewards"] = dict(reply.rewards)
+        terminated = reply.done or self.turn >= self.max_turns
+        if terminated:
+            self._is_open = False
+            info["success"] = reply.success
+            info["valid"] = True
+            info["stop_reason"] = "max_turns" if not reply.done else "success" if reply.success else "failure"
+        if reply.info:
+            info |= reply.info
+        text = _clip(reply.text)
+        self._messages.append((reply.role, text))
+        return text, float(sum(reply.rewards.values())), terminated, False, info
+
+    def render(self) -> str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The conversation so far under `render_mode="ansi"`, else None."""
+        if self.render_mode is None:
+            return None
+        system = [("system", self.system_prompt)] if self.system_prompt else []
+        return "\n\n".join(f"[{role}]\n{text}" for role, text in [*system, *self._messages])
+
+
+def clean(text: str) -> str:
+    """`text` as a plain `str` that encodes as UTF-8: lone surrogates become U+FFFD."""
+    return str(text) if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
+def _clip(text: str) -> str:
+    if len(text) > MAX_OBSERVATION:
+        text = text[: MAX_OBSERVATION - 20] + "\n[cut: too long]"
+    return clean(text)
+
+
+def _unknown_argument(cls: type, name: str) -> str:
+    known = {
+        parameter.name
+        for base in cls.__mro__
+        if "__init__" in vars(base) and issubclass(base, TextEnv)
+        for parameter in inspect.signature(base.__init__).parameters.values()
+        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD) and parameter.name != "self"
+    }
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+    return f"{cls.__name__}: unknown argument {name!r}; {hint}"

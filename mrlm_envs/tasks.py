@@ -1,0 +1,175 @@
+"""Where problems come from: the split of generated tasks, and finite sources (files, lists, the Hugging Face Hub).
+
+Generated tasks are endless; `in_split` sorts them by a hash of their content, so a test task is never met in
+training. A finite source is a path (`.jsonl`, `.json`, `.parquet`), a list of rows, `"hf:NAME[:CONFIG]"`, or
+`{"train": source, "test": source}`. A path or a list is used whole, whatever the split; sets from the Hub bring
+their own splits.
+"""
+
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+SPLITS = ("train", "test", "all")
+TEST_SHARE = 5  # one generated task in five is a test task
+
+Row = Mapping[str, Any]
+Source = str | Sequence[Row] | Mapping[str, Any]
+
+
+class HasTaskId(Protocol):
+    """What a parsed row must carry."""
+
+    @property
+    def task_id(self) -> str: ...
+
+
+T = TypeVar("T", bound=HasTaskId)
+
+
+def in_split(task_id: str, split: str) -> bool:
+    """Whether a generated task belongs to `split`, decided by the CRC-32 of its id.
+
+    Args:
+        task_id: The canonical content of the task.
+        split: "train", "test" or "all".
+    """
+    if split == "all":
+        return True
+    is_test = zlib.crc32(task_id.encode("utf-8", "surrogatepass")) % TEST_SHARE == 0
+    return is_test == (split == "test")
+
+
+class Tasks(Generic[T]):
+    """A finite set of tasks in a fixed random order.
+
+    `at(seed)` is `rows[permutation[seed % n]]`, so seeds 0 to n-1 are one full pass.
+
+    Args:
+        source: A path, a list of rows, `"hf:NAME[:CONFIG]"`, or a mapping from split to one of those.
+        split: "train", "test" or "all".
+        parse: Makes a task from `(row, row_number, source_name)`; row numbers count from 1. It raises `ValueError`
+            with source, row and field when the row does not fit.
+
+    Raises:
+        FileNotFoundError: If the path does not exist.
+        ValueError: If the source is empty, has no such split, or a row does not fit.
+    """
+
+    def __init__(self, source: Source, split: str, parse: Callable[[Row, int, str], T]) -> None:
+        self.rows: tuple[T, ...] = _parsed(source, split, parse)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def _order(self) -> list[int]:
+        return np.random.default_rng(0).permutation(len(self.rows)).tolist()
+
+    @cached_property
+    def _by_id(self) -> dict[str, T]:
+        return {row.task_id: row for row in reversed(self.rows)}
+
+    def at(self, seed: int) -> T:
+        """The task of an episode seed."""
+        return self.rows[self._order[seed % len(self.rows)]]
+
+    def named(self, task_id: str) -> T:
+        """The task with this id.
+
+        Raises:
+            ValueError: If no row has the id.
+        """
+        try:
+            return self._by_id[task_id]
+        except KeyError:
+            raise ValueError(f"task_id {task_id!r} is not in this source of {len(self.rows)} tasks") from None
+
+
+def _parsed(source: Source, split: str, parse: Callable[[Row, int, str], T]) -> tuple[T, ...]:
+    if isinstance(source, Mapping):
+        names = list(source) if split == "all" else [split]
+        missing = [name for name in names if name not in source]
+        if missing:
+            raise ValueError(f"tasks: no split {missing[0]!r} (found: {', '.join(map(str, source))})")
+        return tuple(task for name in names for task in _parsed(source[name], name, parse))
+    if isinstance(source, str):
+        if source.startswith("hf:"):
+            return _from_hub(source, split, parse)
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"tasks {source}: no such file")
+        stat = path.stat()
+        return _from_file(path, stat.st_mtime_ns, stat.st_size, parse)
+    if not isinstance(source, Sequence):
+        raise ValueError(f"tasks: expected a path, a list of rows or a mapping of splits, got {type(source).__name__}")
+    return _each(source, "given as a list", parse)
+
+
+def _each(rows: Sequence[Any], name: str, parse: Callable[[Row, int, str], T]) -> tuple[T, ...]:
+    if len(rows) == 0:
+        raise ValueError(f"tasks {name}: no rows")
+    tasks = []
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, Mapping):
+            raise ValueError(f"tasks {name}, row {number}: expected an object, got {type(row).__name__}")
+        tasks.append(parse(row, number, name))
+    return tuple(tasks)
+
+
+@lru_cache(maxsize=32)  # the members of a vector or a pool share one parsed copy
+def _from_file(path: Path, mtime_ns: int, size: int, parse: Callable[[Row, int, str], T]) -> tuple[T, ...]:
+    return _each(read_rows(path), path.name, parse)
+
+
+def read_rows(path: Path) -> list[Any]:
+    """The rows of a `.jsonl`, `.json` or `.parquet` file.
+
+    Raises:
+        ValueError: If a line is not JSON, a `.json` file is not a list, or the ending is another.
+    """
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow.parquet as parquet
+        except ModuleNotFoundError:
+            raise ValueError(f"tasks {path.name}: Parquet needs pyarrow; pip install pyarrow") from None
+        return parquet.read_table(path).to_pylist()
+    if path.suffix == ".json":
+        rows = _decode(path.read_text("utf-8"), f"tasks {path.name}")
+        if not isinstance(rows, list):
+            raise ValueError(f"tasks {path.name}: expected a list of rows, got {type(rows).__name__}")
+        return rows
+    if path.suffix == ".jsonl":
+        with path.open(encoding="utf-8") as lines:
+            return [_decode(line, f"tasks {path.name}, row {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    raise ValueError(f"tasks {path.name}: ending {path.suffix!r} is not one of .jsonl, .json, .parquet")
+
+
+def _decode(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from None
+
+
+@lru_cache(maxsize=32)
+def _from_hub(source: str, split: str, parse: Callable[[Row, int, str], T]) -> tuple[T, ...]:
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise ValueError(f"tasks {source}: needs the datasets library; pip install datasets") from None
+    name, _, config = source.removeprefix("hf:").partition(":")
+    if not config:
+        configs = datasets.get_dataset_config_names(name)
+        config = next((c for c in ("default", "main") if c in configs), configs[0])
+    sets = datasets.load_dataset(name, config)
+    names = list(sets) if split == "all" else [split]
+    missing = [n for n in names if n not in sets]
+    if missing:
+        raise ValueError(f"tasks {source}: no split {missing[0]!r} (found: {', '.join(map(str, sets))})")
+    return tuple(task for n in names for task in _each(sets[n].to_list(), f"{source}/{n}", parse))

@@ -1,0 +1,1 @@
+"""Thin trainers on TRL and Accelerate for any text Gymnasium environment."""
