@@ -7,6 +7,7 @@ functions (UTF-8 bytes behind a length).
 """
 
 import multiprocessing
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -81,11 +82,40 @@ def _write(space: Unicode, index: int, values: str, shared_memory: Any) -> None:
 
 
 @read_from_shared_memory.register(Unicode)
-def _read(space: Unicode, shared_memory: Any, n: int = 1) -> tuple[str, ...]:
-    memory = memoryview(shared_memory.get_obj()).cast("B")
-    texts = []
-    for start in range(0, n * _slot_bytes(space), _slot_bytes(space)):
+def _read(space: Unicode, shared_memory: Any, n: int = 1) -> Any:
+    return SharedTexts(space, shared_memory, n)
+
+
+class SharedTexts(Sequence[str]):
+    """A live view of n strings in shared memory; a copy of it is a plain tuple of what they are now.
+
+    `AsyncVectorEnv` reads its buffer once, at the start, and returns a deep copy of that object after each step, so
+    the object has to follow the memory (a plain tuple would stay at the initial empty strings for ever).
+    """
+
+    def __init__(self, space: Unicode, shared_memory: Any, n: int) -> None:
+        self._space, self._memory, self._n = space, shared_memory, n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(self._n)))
+        start = range(self._n)[index] * _slot_bytes(self._space)
+        memory = memoryview(self._memory.get_obj()).cast("B")
         end = start + _LENGTH_BYTES
         size = int.from_bytes(memory[start:end], "little")
-        texts.append(bytes(memory[end : end + size]).decode("utf-8", "surrogatepass"))
-    return tuple(texts)
+        return bytes(memory[end : end + size]).decode("utf-8", "surrogatepass")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    def __copy__(self) -> tuple[str, ...]:
+        return tuple(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> tuple[str, ...]:
+        return tuple(self)
