@@ -102,7 +102,7 @@ class Conversation(Protocol):
 
     @property
     def seed(self) -> int:
-        """Seed of this conversation's sampling (64 bit, not negative); see `turn_uniforms`."""
+        """Seed of this conversation's sampling (not negative); see `turn_uniforms`."""
         ...
 
     @property
@@ -112,7 +112,7 @@ class Conversation(Protocol):
 
     @property
     def prefix(self) -> Hashable:
-        """Conversations with equal keys (not None) have equal prompts: a hint for sharing the cached prefix."""
+        """A hint: conversations with equal keys (not None) most likely have equal prompts (compare the ids)."""
         ...
 
     def poll(self) -> Feed | Wait | End:
@@ -271,6 +271,10 @@ class ModelTurn:
     pad_id: int = 0
     synced: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.sampling.stop_ids:  # else `generate` would take the checkpoint's own and hide it from us
+            raise ValueError("sampling.stop_ids is empty: name the token that ends a turn")
+
     def __call__(self, rows: Sequence[TurnRow]) -> list[tuple[list[int], list[float] | None]]:
         device = self.model.device
         longest, budget = max(len(row.context) for row in rows), max(row.budget for row in rows)
@@ -284,16 +288,12 @@ class ModelTurn:
         draw = _Draw(uniforms_BT.to(device), self.sampling)
         config = GenerationConfig(
             max_new_tokens=budget,
-            do_sample=False,  # `draw` samples; whatever else the checkpoint asks for is switched off below
+            do_sample=False,  # `draw` samples; what else the checkpoint may ask for is switched off here
             num_beams=1,
             repetition_penalty=1.0,
             no_repeat_ngram_size=0,
-            min_new_tokens=0,
             min_length=0,
-            temperature=1.0,
-            top_p=1.0,
-            top_k=0,
-            eos_token_id=list(self.sampling.stop_ids) or None,
+            eos_token_id=list(self.sampling.stop_ids),
             pad_token_id=self.pad_id,
             use_cache=True,
             return_dict_in_generate=False,
@@ -424,3 +424,28 @@ class TurnEngine:
             row.turns += 1
             self.sampled_tokens += len(ids)
             row.conversation.submit(ids, log_probs)
+
+
+def engine_for(
+    name: str,
+    model: Any,
+    sampling: Sampling,
+    pad_id: int = 0,
+    rows: int = 256,
+    reduce: Callable[[int], int] | None = None,
+) -> Engine:
+    """The engine called `name`.
+
+    Args:
+        name: "turn", or "auto" for the fastest that can run this model.
+        model: the causal LM, unwrapped.
+        sampling: with stop ids.
+        pad_id: any valid token id.
+        rows: conversations alive at once.
+        reduce: see `TurnEngine`; also keeps `generate` in step across processes.
+
+    Errors: ValueError for an unknown name.
+    """
+    if name not in ("auto", "turn"):
+        raise ValueError(f"unknown engine {name!r}; known: auto, turn")
+    return TurnEngine(ModelTurn(model, sampling, pad_id, synced=reduce is not None), sampling, rows, reduce)

@@ -1,0 +1,248 @@
+"""Which environments to act in, and a pool of their instances, stepped off the decoding thread.
+
+Any Gymnasium environment whose observations and actions are text will do: `mrlm/*`, a third party's, a remote one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.spaces import Text
+
+from mrlm_envs.core import TextEnv
+from mrlm_envs.spaces import Unicode
+
+RewardFunction = Callable[[list[dict[str, Any]], float, dict[str, Any]], float]
+
+
+@dataclass(frozen=True)
+class EnvEntry:
+    """One environment of a run, as an `envs:` list names it.
+
+    Attributes:
+        id: what `gymnasium.make` takes (`mrlm/Math-v0`, `my_package:My/Env-v0`), or the name of `make`.
+        kwargs: keyword arguments of the environment.
+        weight: share of the episodes, relative to the other entries.
+        split: "train", "test" or "all", passed on where the environment knows splits; None leaves its default.
+        address: `host:port[,host:port]` of `mrlm serve`; None runs in this process.
+        wrappers: `module:Class` names or classes, applied in order.
+        reward: `module:function` or a function `(messages, reward, info) -> reward` that replaces each step's reward.
+        make: a factory called with `kwargs` in place of `gymnasium.make` (or an `EnvSpec`).
+    """
+
+    id: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+    split: str | None = None
+    address: str | None = None
+    wrappers: tuple[str | Callable[[gymnasium.Env], gymnasium.Env], ...] = ()
+    reward: str | RewardFunction | None = None
+    make: EnvSpec | Callable[..., gymnasium.Env] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"environment {self.id}: weight must be above 0, got {self.weight}")
+        object.__setattr__(self, "wrappers", tuple(self.wrappers))
+
+    @classmethod
+    def of(cls, value: EnvLike) -> EnvEntry:
+        """An entry from an id, a mapping of the fields above, an `EnvSpec`, a factory, or an entry.
+
+        Errors: TypeError for an environment instance (it cannot be copied) and for anything else.
+        """
+        if isinstance(value, EnvEntry):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        if isinstance(value, EnvSpec):
+            return cls(value.id, make=value)
+        if isinstance(value, Mapping):
+            known = list(cls.__dataclass_fields__)
+            if unknown := [key for key in value if key not in known]:
+                raise ValueError(f"environment entry: unknown key {unknown[0]!r}; known: {', '.join(known)}")
+            if "id" not in value:
+                raise ValueError(f"environment entry {dict(value)}: 'id' is missing")
+            return cls(**value)
+        if isinstance(value, gymnasium.Env | gymnasium.vector.VectorEnv):
+            raise TypeError(
+                f"environment {value}: an instance cannot be copied; pass its id, its spec or a function that makes it"
+            )
+        if callable(value):
+            return cls(getattr(value, "__name__", type(value).__name__), make=value)
+        raise TypeError(f"environment {value!r}: expected an id, a mapping, an EnvSpec or a factory")
+
+    def on_split(self, split: str) -> EnvEntry:
+        """The entry on `split`, unless it names its own or the environment knows none."""
+        return self if self.split is not None or not self._knows_splits() else replace(self, split=split)
+
+    def build(self) -> gymnasium.Env:
+        """A fresh environment.
+
+        Errors: ValueError or TypeError in one line that names the environment.
+        """
+        kwargs = dict(self.kwargs)
+        if self.split is not None:
+            kwargs["split"] = self.split
+        try:
+            if self.address is not None:
+                env = gymnasium.make("mrlm_envs:mrlm/Remote-v0", True, address=self.address, env_id=self.id, **kwargs)
+            elif self.make is None:
+                env = gymnasium.make(self._gymnasium_id(), disable_env_checker=True, **kwargs)
+            elif isinstance(self.make, EnvSpec):
+                env = gymnasium.make(self.make, disable_env_checker=True, **kwargs)
+            else:
+                env = self.make(**kwargs)
+            for wrapper in self.wrappers:
+                env = (_import(wrapper) if isinstance(wrapper, str) else wrapper)(env)
+        except gymnasium.error.Error as error:
+            raise ValueError(f"environment {self.id}: {error}") from error
+        except TypeError as error:
+            raise TypeError(f"environment {self.id}: {error}") from error
+        for what, space in (("observation", env.observation_space), ("action", env.action_space)):
+            if not isinstance(space, Text):
+                raise TypeError(
+                    f"environment {self.id}: its {what} space is {space}, not text; wrap it into one that is"
+                )
+        return env
+
+    def _gymnasium_id(self) -> str:
+        return f"mrlm_envs:{self.id}" if self.id.startswith("mrlm/") else self.id
+
+    def _knows_splits(self) -> bool:
+        if self.id.startswith("mrlm/") or self.address is not None:
+            return True
+        creator: Any = self.make
+        if not callable(creator) or isinstance(creator, EnvSpec):
+            try:
+                spec = creator if isinstance(creator, EnvSpec) else gymnasium.spec(self.id)
+            except gymnasium.error.Error:
+                return False  # `build` says what is wrong with the id
+            creator = spec.entry_point if callable(spec.entry_point) else load_env_creator(str(spec.entry_point))
+        if inspect.isclass(creator) and issubclass(creator, TextEnv):
+            return True
+        return "split" in inspect.signature(creator).parameters
+
+    @property
+    def key(self) -> str:
+        """The environment's name in metrics and groups: the id without version."""
+        return self.id.rpartition("/")[2].partition("-v")[0] or self.id
+
+
+EnvLike = EnvEntry | EnvSpec | str | Mapping[str, Any] | Callable[..., gymnasium.Env]
+
+
+def entries(envs: EnvLike | Iterable[EnvLike]) -> list[EnvEntry]:
+    """Entries from one environment or several.
+
+    Errors: ValueError for none at all.
+    """
+    single = isinstance(envs, str | Mapping | EnvSpec | EnvEntry | gymnasium.Env) or callable(envs)
+    made = [EnvEntry.of(env) for env in ([envs] if single else envs)]  # type: ignore[list-item, union-attr]
+    if not made:
+        raise ValueError("envs is empty; name at least one environment")
+    return made
+
+
+def _import(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ValueError(f"{name!r}: expected module:name")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name!r}: {error}") from None
+
+
+class EnvPool:
+    """Instances of each entry, reused from episode to episode, and the threads that step them.
+
+    A call that an environment answers within `inline_seconds` runs at once in the caller's thread, where it costs
+    less than handing it to another; one slow answer moves that entry to the threads for its next hundred calls.
+    """
+
+    inline_seconds = 2e-4
+
+    def __init__(self, envs: list[EnvEntry], threads: int = 16) -> None:
+        """Makes one instance of each entry, so that a bad id or argument shows at once."""
+        self.envs = envs
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="mrlm-env")
+        self._idle: dict[int, list[gymnasium.Env]] = defaultdict(list)
+        self._pace = [float("inf")] * len(envs)  # seconds: the slowest recent call, decaying
+        self._lock = threading.Lock()
+        self.rewards = [_import(e.reward) if isinstance(e.reward, str) else e.reward for e in envs]
+        for index, entry in enumerate(envs):
+            self._idle[index].append(entry.build())
+
+    def num_tasks(self, index: int) -> int | None:
+        """Size of a finite task source, None for an endless one."""
+        return getattr(self._idle[index][0].unwrapped, "num_tasks", None)
+
+    def take(self, index: int) -> gymnasium.Env:
+        """An idle instance of entry `index`, or a new one."""
+        with self._lock:
+            if self._idle[index]:
+                return self._idle[index].pop()
+        return self.envs[index].build()
+
+    def give(self, index: int, env: gymnasium.Env) -> None:
+        """Hand an instance back for the next episode."""
+        with self._lock:
+            self._idle[index].append(env)
+
+    def drop(self, env: gymnasium.Env) -> None:
+        """Close an instance that failed, on a thread: closing may fail or hang as well."""
+        self._threads.submit(env.close)
+
+    def submit(self, index: int, call: Callable[[], Any]) -> Future[Any]:
+        """Run `call` on an instance of entry `index`: now if its like are fast, else on a thread."""
+
+        def timed() -> Any:
+            start = time.perf_counter()
+            try:
+                return call()
+            finally:
+                seconds, slowest = time.perf_counter() - start, self._pace[index]
+                self._pace[index] = seconds if slowest == float("inf") else max(seconds, 0.97 * slowest)
+
+        if self._pace[index] > self.inline_seconds:
+            return self._threads.submit(timed)
+        future: Future[Any] = Future()
+        try:
+            future.set_result(timed())
+        except Exception as error:
+            future.set_exception(error)  # as a thread would: the caller meets it in `result()`
+        return future
+
+    def close(self) -> None:
+        """Close every idle instance and stop the threads."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().close()
+
+
+def fit(space: gymnasium.Space, action: str) -> str:
+    """`action` as far as a stock `Text` space admits it: other characters dropped, length cut.
+
+    What a policy says is never the environment's fault, and many third-party spaces are narrow.
+    """
+    if not isinstance(space, Text) or isinstance(space, Unicode) or action in space:
+        return action
+    return "".join(char for char in action if char in space.character_set)[: space.max_length]
+
+
+def group_key(entry: EnvEntry, seed: int, options: Mapping[str, Any]) -> str:
+    """The common `group_id` of episodes of the same environment, kwargs, seed and options."""
+    detail = json.dumps([entry.kwargs, entry.split, dict(options)], sort_keys=True, default=str)
+    return f"{entry.id}/{seed}" if detail == "[{}, null, {}]" else f"{entry.id}/{seed}/{detail}"

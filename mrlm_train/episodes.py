@@ -1,0 +1,263 @@
+"""The `Episode` record: one agent's view of one episode, token-exact, and its views.
+
+Everything downstream (GRPO, PPO, evaluation, SFT rows, the report) reads Episodes. They are kept as JSON lines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+Message = dict[str, Any]
+
+
+@dataclass
+class Episode:
+    """One agent's view of one episode.
+
+    Attributes:
+        env_id: what `gymnasium.make` takes, or the factory's name.
+        kwargs: the environment's keyword arguments.
+        seed: the episode seed; with `kwargs` and the actions it replays the episode.
+        options: what `reset` was given besides the seed.
+        group_id: episodes with the same id share env, kwargs and seed.
+        agent: which seat, None in a single-agent environment.
+        task_id: the environment's name for the task, None if it has none.
+        messages: the conversation as chat messages, the last observation included.
+        prompt_ids: token ids before the first sampled token; None for experts and chat endpoints.
+        completion_ids: everything after: sampled ids exactly as sampled, and the environment's words between them.
+        action_mask: 1 where the policy sampled the id, 0 where the environment or the template put it.
+        logprobs: log-prob of each sampled id under the distribution it was drawn from, None at mask 0; the list is None
+            where the engine gives none.
+        turn_rewards: reward of each turn; a reward that arrives before the agent's next turn belongs to its last.
+        turn_ends: index in `completion_ids` of the last sampled token of each turn.
+        success: the task was solved; None where the environment does not say.
+        valid: False when the environment failed, not the agent: leave the episode out of everything.
+        terminated: the task ended by its own rules.
+        truncated: an outside limit ended it. Never both.
+        stop_reason: the environment's own, or "token_limit", "context_limit", "turn_limit", "time_limit",
+            "env_fault", "env_error".
+        policy: name of the policy that acted.
+        tokenizer_hash: `tokenizer_hash` of the tokenizer that made the ids.
+        sampling: the sampling settings as JSON values.
+        info: further JSON values: the last `info` of the environment.
+    """
+
+    env_id: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    group_id: str = ""
+    agent: str | None = None
+    task_id: str | None = None
+    messages: list[Message] = field(default_factory=list)
+    prompt_ids: list[int] | None = None
+    completion_ids: list[int] | None = None
+    action_mask: list[int] | None = None
+    logprobs: list[float | None] | None = None
+    turn_rewards: list[float] = field(default_factory=list)
+    turn_ends: list[int] = field(default_factory=list)
+    success: bool | None = None
+    valid: bool = True
+    terminated: bool = False
+    truncated: bool = False
+    stop_reason: str = ""
+    policy: str = ""
+    tokenizer_hash: str | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reward(self) -> float:
+        """Undiscounted return: the sum over turns."""
+        return float(sum(self.turn_rewards))
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens the policy sampled (0 without ids)."""
+        return sum(self.action_mask or ())
+
+    def to_json(self) -> str:
+        """One line of JSON; values JSON does not know are made plain (`jsonable`)."""
+        return json.dumps(jsonable(dataclasses.asdict(self)), ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Episode:
+        """The Episode of a line of `to_json`.
+
+        Errors: ValueError naming an unknown or missing field.
+        """
+        row = json.loads(line)
+        known = {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(row, dict) or "env_id" not in row:
+            raise ValueError("field 'env_id' is missing: not an episode")
+        if unknown := sorted(set(row) - known):
+            raise ValueError(f"unknown field {unknown[0]!r}: not an episode")
+        return cls(**row)
+
+
+def jsonable(value: Any) -> Any:
+    """`value` in JSON's own types: numpy unpacked, NaN and infinity as strings, what JSON does not know by `str`."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode() if not value.isascii() else value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [jsonable(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return jsonable(value.tolist())
+    return str(value)
+
+
+def write(path: str | os.PathLike[str], episodes: Iterable[Episode]) -> int:
+    """Write a JSONL file in one piece: readers see the old file or the new, never half of it.
+
+    Returns: how many episodes were written.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    count = 0
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for episode in episodes:
+                file.write(episode.to_json() + "\n")
+                count += 1
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def append(path: str | os.PathLike[str], episodes: Iterable[Episode]) -> int:
+    """Add episodes at the end of a JSONL file (one write, so lines of two processes never mix); returns how many."""
+    lines = [episode.to_json() + "\n" for episode in episodes]
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("a", encoding="utf-8") as file:
+        file.write("".join(lines))
+    return len(lines)
+
+
+def read(path: str | os.PathLike[str]) -> Iterator[Episode]:
+    """Episodes of a JSONL file, one at a time.
+
+    Errors: FileNotFoundError, or ValueError naming the file and the row.
+    """
+    target = Path(path)
+    if not target.is_file():
+        raise FileNotFoundError(f"episodes {target}: no such file; `mrlm collect` writes one")
+    with target.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield Episode.from_json(line)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"episodes {target}, row {number}: {error}") from None
+
+
+_HASHES: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Sixteen hex digits that two tokenizers share when every token has the same id in both."""
+    if tokenizer not in _HASHES:
+        vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
+        _HASHES[tokenizer] = hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+    return _HASHES[tokenizer]
+
+
+def check_tokenizer(episode: Episode, tokenizer: Any) -> None:
+    """Errors: ValueError when the episode's ids come from another tokenizer."""
+    if episode.prompt_ids is not None and episode.tokenizer_hash != tokenizer_hash(tokenizer):
+        raise ValueError(
+            f"episode {episode.env_id} seed {episode.seed}: its ids are of tokenizer {episode.tokenizer_hash}, not of "
+            f"{tokenizer_hash(tokenizer)}; collect again with this model, or drop prompt_ids to re-tokenise"
+        )
+
+
+def sft_rows(
+    episodes: Iterable[Episode], tokenizer: Any = None, target: str = "actions"
+) -> Iterator[dict[str, list[int]]]:
+    """Rows for TRL's `SFTTrainer`: `input_ids` and `completion_mask` (1 where the loss counts).
+
+    Invalid episodes are left out.
+
+    Args:
+        episodes: with ids (`rollout`, or `chat.with_ids` for experts).
+        tokenizer: checked against the episodes' ids when given.
+        target: "actions" (behavioural cloning), "observations" (world model), or "both".
+
+    Errors: ValueError for an unknown target, an episode without ids, or ids of another tokenizer.
+    """
+    if target not in ("actions", "observations", "both"):
+        raise ValueError(f"target must be actions, observations or both, got {target!r}")
+    for episode in episodes:
+        if not episode.valid:
+            continue
+        if tokenizer is not None:
+            check_tokenizer(episode, tokenizer)
+        if episode.prompt_ids is None or episode.completion_ids is None or episode.action_mask is None:
+            raise ValueError(
+                f"episode {episode.env_id} seed {episode.seed} has no token ids; make them with chat.with_ids"
+            )
+        mask = episode.action_mask
+        if target == "observations":
+            mask = [1 - bit for bit in mask]
+        elif target == "both":
+            mask = [1] * len(mask)
+        yield {
+            "input_ids": episode.prompt_ids + episode.completion_ids,
+            "completion_mask": [0] * len(episode.prompt_ids) + mask,
+        }
+
+
+@dataclass(frozen=True)
+class Group:
+    """Statistics of the episodes that share a task.
+
+    Attributes:
+        group_id: their common id.
+        size: valid episodes.
+        reward_mean: mean of their rewards (NaN when none is valid).
+        reward_std: population standard deviation (0 for one).
+    """
+
+    group_id: str
+    size: int
+    reward_mean: float
+    reward_std: float
+
+
+def groups(episodes: Iterable[Episode]) -> list[Group]:
+    """Statistics by `group_id`, in order of first appearance; invalid episodes do not count."""
+    members: dict[str, list[float]] = defaultdict(list)
+    for episode in episodes:
+        rewards = members[episode.group_id]
+        if episode.valid:
+            rewards.append(episode.reward)
+    return [
+        Group(
+            group_id,
+            len(rewards),
+            float(np.mean(rewards)) if rewards else math.nan,
+            float(np.std(rewards)) if rewards else 0.0,
+        )
+        for group_id, rewards in members.items()
+    ]
