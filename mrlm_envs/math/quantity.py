@@ -1,0 +1,307 @@
+r"""Reading one number, with its unit, exactly: `1 1/2`, `\frac{3}{4}`, `−1,234.50`, `1.5 \times 10^3`, `18 dollars`.
+
+`clean` takes the typography out of an answer; `quantity` reads what is left as a `Fraction` and a unit; `agree`
+compares two of them. No floats: 0.3333333333 is not 1/3.
+"""
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
+
+MAX_LENGTH = 200  # characters; a longer text is no number
+_MAX_BITS = 4_000  # of an evaluated power; beyond it the text is no number here
+
+
+class Quantity(NamedTuple):
+    """An exact number and what it counts.
+
+    Args:
+        value: The number as written (50 for "50%").
+        dimension: What the unit measures: "length", "usd/time", "%", "?duck egg" (words we do not know), "" (none).
+        factor: Size of the unit in its dimension (1/100 for cm).
+    """
+
+    value: Fraction
+    dimension: str = ""
+    factor: Fraction = Fraction(1)
+
+
+# Typography ----------------------------------------------------------------------------------------------------------
+
+_CHARACTERS = {ord(c): "-" for c in "−–—‒―‐‑﹣"}
+_CHARACTERS |= {c: chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)}  # full-width ASCII
+_CHARACTERS |= {ord(c): " " for c in "\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"}
+_CHARACTERS |= {ord(c): "" for c in "\u200b\u200c\u200d\u2060\ufeff"}
+_CHARACTERS |= {ord(c): "/" for c in "÷⁄∕"}
+_FRACTIONS = "½1/2 ⅓1/3 ⅔2/3 ¼1/4 ¾3/4 ⅕1/5 ⅖2/5 ⅗3/5 ⅘4/5 ⅙1/6 ⅚5/6 ⅛1/8 ⅜3/8 ⅝5/8 ⅞7/8"
+_CHARACTERS |= {ord(pair[0]): f" {pair[1:]}" for pair in _FRACTIONS.split()}
+_COMMANDS = (
+    "×cdot ✕cdot ·cdot ⋅cdot ∙cdot ≤le ⩽le ≥ge ⩾ge ≠ne ∞infty πpi √sqrt ∪cup ∩cap ∈in ∅emptyset ±pm ≈approx θtheta"
+)
+_CHARACTERS |= {ord(pair[0]): rf"\{pair[1:]} " for pair in _COMMANDS.split()}
+_RAISED = {ord(c): plain for c, plain in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")}
+_LOWERED = {ord(c): str(i) for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")}
+_SUPERSCRIPT = re.compile("⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
+_SPECIAL = re.compile(r"[\\<>!]|infinity|\boo\b")
+
+_NOISE = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])|(?<!\\)\\!|\{\}")
+_SPACES = re.compile(r"(?<!\\)\\[,;:>]|(?<!\\)\\ |(?<!\\)~|\\q?quad(?![A-Za-z])")
+_TEXT = re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mathit|mbox|rm|bf)\s*\{([^{}]*)\}")
+_FRAC = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+_SHORT_FRAC = re.compile(r"\\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})")
+_OPERATORS = [
+    (re.compile(pattern), put)
+    for pattern, put in [
+        (r"\\(?:times|ast)(?![A-Za-z])", r"\\cdot "),
+        (r"\\div(?![A-Za-z])", "/"),
+        (r"\\(?:leq|leqslant)(?![A-Za-z])|<=|=<", r"\\le "),
+        (r"\\(?:geq|geqslant)(?![A-Za-z])|>=", r"\\ge "),
+        (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
+        (r"\\lt(?![A-Za-z])", "<"),
+        (r"\\gt(?![A-Za-z])", ">"),
+        (r"\\lbrace(?![A-Za-z])", r"\\{"),
+        (r"\\rbrace(?![A-Za-z])", r"\\}"),
+        (r"\\[lr]vert(?![A-Za-z])|\\vert(?![A-Za-z])", "|"),
+        (r"\\langle(?![A-Za-z])", "("),
+        (r"\\rangle(?![A-Za-z])", ")"),
+        (r"\s*\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?|\\degree(?![A-Za-z])", "°"),
+        (r"\\([$%#&])", r"\1"),
+        (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
+        (r"\binfinity\b|(?<!\\)\boo\b", r"\\infty "),
+    ]
+]
+_DELIMITERS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`")]
+
+
+def clean(text: str) -> str:
+    """The answer without typography: Unicode look-alikes, math delimiters, sizing and spacing commands, bold, text."""
+    text = text.strip()
+    if not text.isascii():
+        text = _SUPERSCRIPT.sub(lambda m: "^{" + m[0].translate(_RAISED) + "}", text)
+        text = _SUBSCRIPT.sub(lambda m: "_{" + m[0].translate(_LOWERED) + "}", text)
+        text = text.translate(_CHARACTERS)
+    for _ in range(4):
+        before = text
+        text = text.strip().rstrip(".,;:").rstrip()
+        for opening, closing in _DELIMITERS:
+            if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing):
+                inner = text[len(opening) : -len(closing)]
+                if opening[-1] not in inner.replace("\\$", "") or opening[0] == "\\":
+                    text = inner
+        if text.startswith((r"\boxed{", r"\fbox{")) and text.endswith("}"):
+            text = text[text.index("{") + 1 : -1]
+        if text == before:
+            break
+    if "\\" in text:
+        if text.replace("\\$", "").count("$") % 2 == 0:  # what is left of the pairs are delimiters, not dollars
+            text = text.replace("\\$", "\0").replace("$", " ").replace("\0", "\\$")
+        text = _SPACES.sub(" ", _NOISE.sub("", text))
+        text = _TEXT.sub(r" \1 ", text)
+        text = _FRAC.sub(r"\\frac", text)
+        text = _SHORT_FRAC.sub(_brace_frac, text)
+    if "{,}" in text:
+        text = text.replace("{,}", ",")
+    if _SPECIAL.search(text):
+        for pattern, put in _OPERATORS:
+            text = pattern.sub(put, text)
+    return " ".join(text.replace("**", "^").split()).rstrip(".,;: ")
+
+
+def _brace_frac(match: re.Match[str]) -> str:
+    top, bottom = match[1] or match[2] or "", match[3] or match[4] or ""
+    return rf"\frac{{{top.strip()}}}{{{bottom.strip()}}}"
+
+
+# Units ---------------------------------------------------------------------------------------------------------------
+
+_UNIT_TABLE = """
+length: m metre meter=1 cm centimetre centimeter=1/100 mm millimetre millimeter=1/1000 km kilometre kilometer=1000
+length: in inch inche=127/5000 ft foot feet=381/1250 yd yard=1143/1250 mi mile=201168/125
+mass: g gram gm=1 kg kilogram kilo=1000 mg milligram=1/1000 lb pound=45359237/100000 oz ounce=45359237/1600000
+time: s sec second=1 ms millisecond=1/1000 min minute=60 h hr hour=3600 day=86400 week=604800
+volume: L l liter litre=1 mL ml milliliter millilitre=1/1000
+usd: $ us$ usd dollar buck=1 cent ¢ penny pennie=1/100
+eur: € eur euro=1
+gbp: £ gbp=1
+inr: ₹ rs rs. inr rupee=1
+jpy: ¥ jpy yen=1
+degree: ° deg degree=1
+rad: rad radian=1
+%: % percent pct percentage=1
+length/time: mph=201168/450000 kmph kph=5/18
+N: N newton=1
+J: J joule=1
+W: W watt=1 kW kilowatt=1000
+V: V volt=1
+K: K kelvin=1
+Hz: Hz hertz=1
+Pa: Pa pascal=1
+"""
+_UNITS: dict[str, tuple[str, Fraction]] = {}
+for _line in _UNIT_TABLE.strip().splitlines():
+    _dimension, _rest = _line.split(": ")
+    for _group in re.findall(r"([^=]+)=(\S+)", _rest):
+        for _name in _group[0].split():
+            _UNITS[_name] = (_dimension, Fraction(_group[1]))
+
+_MORE_THAN_A_UNIT = """
+or and not to than least most about plus minus times over by divided squared cubed factorial mod modulo more less nor
+approximately roughly but if is are wrong between either maybe remainder root of with without whichever half else
+possibly perhaps versus vs log sin cos tan sqrt pi exp ln choose
+"""
+_NOT_UNITS = frozenset(_MORE_THAN_A_UNIT.split())
+_UNIT_PART = re.compile(
+    r"(?:(square|sq|cubic|cu)\.?\s+)?([^\d^]+?)(?:\s*\^\s*\{?([23])\}?|\s+(squared|cubed))?", re.IGNORECASE
+)
+_POWERS = {"square": 2, "sq": 2, "squared": 2, "2": 2, "cubic": 3, "cu": 3, "cubed": 3, "3": 3}
+
+
+@lru_cache(maxsize=4096)
+def unit(text: str) -> tuple[str, Fraction] | None:
+    """Dimension and size of a unit such as "cm^2", "miles per hour" or "duck eggs"; None when it is not a unit.
+
+    Words we do not know are units too ("eggs"), unless they say that more than one number is meant ("or", "plus").
+    """
+    parts = re.split(r"\s*/\s*|\bper\s+", text)
+    if len(parts) > 2:
+        return None
+    dimension, factor = "", Fraction(1)
+    for i, part in enumerate(parts):
+        match = _UNIT_PART.fullmatch(part.strip())
+        if match is None:
+            if i == 0 and len(parts) == 2 and not part.strip():
+                continue
+            return None
+        known = _named_unit(match[2].strip())
+        if known is None:
+            return None
+        power = _POWERS.get((match[1] or match[3] or match[4] or "").lower(), 1)
+        name = known[0] if power == 1 else f"{known[0]}^{power}"
+        dimension += f"/{name}" if i else name
+        factor = factor / known[1] ** power if i else factor * known[1] ** power
+    return dimension, factor
+
+
+def _named_unit(name: str) -> tuple[str, Fraction] | None:
+    name = name.rstrip(".")
+    for spelling in (name, name.lower(), name.lower().removesuffix("s")):
+        if spelling in _UNITS:
+            return _UNITS[spelling]
+    words = name.lower().split()
+    if not words or len(words) > 4 or not all(re.fullmatch(r"[a-z][a-z'.-]*", word) for word in words):
+        return None
+    if len(name) == 1 or not _NOT_UNITS.isdisjoint(words):
+        return None
+    return "?" + " ".join(word.removesuffix("s") for word in words), Fraction(1)
+
+
+# Numbers -------------------------------------------------------------------------------------------------------------
+
+_N = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?:\ \d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d*)?|\.\d+)"
+_QUANTITY = re.compile(
+    rf"""(?P<sign>[+-]|negative\ |minus\ )?\s*(?P<money>(?:us)?\$|[€£¥₹]|rs\.?)?\s*(?P<sign2>[+-])?\s*
+    (?: (?P<whole>\d+)\s*(?:\s|\\frac\{{)\s*(?P<top>\d+)\s*(?:/|\}}\{{)\s*(?P<bottom>\d+)\s*\}}?
+      | \\frac\{{\s*(?P<num>[+-]?{_N})\s*\}}\{{\s*(?P<den>[+-]?{_N})\s*\}}
+      | (?P<num2>{_N})\s*/\s*(?P<den2>[+-]?{_N})
+      | (?P<mantissa>{_N})(?:e(?P<e>[+-]?\d{{1,3}})|\s*(?:\*|\\cdot|x)\s*10\s*\^\s*
+          (?:(?P<e2>[+-]?\d{{1,3}})|\{{\s*(?P<e3>[+-]?\d{{1,3}})\s*\}}))
+      | (?P<base>\d+)\s*\^\s*(?:(?P<p>[+-]?\d{{1,4}})|\{{\s*(?P<p2>[+-]?\d{{1,4}})\s*\}})
+      | (?P<plain>{_N}) )
+    (?:\s*(?P<scale>hundred|thousand|million|billion|trillion|dozen)\b)?
+    (?P<gap>\s*)(?P<unit>[A-Za-z%°$€£¥₹¢/][^\d=<>,;()\\]*(?:\^\s*\{{?[23]\}}?)?)?""",
+    re.VERBOSE | re.IGNORECASE | re.ASCII,
+)
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_MONEY = {"$": "usd", "us$": "usd", "€": "eur", "£": "gbp", "¥": "jpy", "₹": "inr", "rs": "inr", "rs.": "inr"}
+
+
+@lru_cache(maxsize=8192)
+def quantity(text: str, attached: bool = True) -> Quantity | None:
+    """A cleaned text read as one exact number with an optional unit, None when it is anything else.
+
+    Args:
+        text: What `clean` returned.
+        attached: Whether a one-letter unit may touch its number. An agent's `18m` is 18 metres; in a reference
+            answer it is 18 times m.
+    """
+    if len(text) > MAX_LENGTH or not any("0" <= c <= "9" for c in text):
+        return None
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        return None
+    value = _value(match)
+    if value is None:
+        return None
+    if (match["sign"] or "+") != "+":
+        value = -value
+    if match["sign2"] == "-":
+        value = -value
+    if match["scale"]:
+        value *= _SCALES[match["scale"].lower()]
+    dimension, factor = "", Fraction(1)
+    if match["unit"]:
+        if len(match["unit"].strip()) == 1 and match["unit"].isalpha() and not (match["gap"] or attached):
+            return None
+        known = unit(match["unit"].strip())
+        if known is None:
+            return None
+        dimension, factor = known
+    if match["money"]:
+        money = _MONEY[match["money"].lower()]
+        if dimension.startswith("/"):
+            dimension = money + dimension
+        elif dimension.startswith("?") or not dimension:
+            dimension = money
+        elif dimension != money:
+            return None
+    return Quantity(value, dimension, factor)
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    if match["plain"]:
+        return _decimal(match["plain"])
+    if match["whole"]:
+        top, bottom = int(match["top"]), int(match["bottom"])
+        return int(match["whole"]) + Fraction(top, bottom) if 0 < top < bottom else None
+    if match["mantissa"]:
+        return _decimal(match["mantissa"]) * Fraction(10) ** int(
+            match["e"] or match["e2"] or match["e3"] or match["e4"]
+        )
+    if match["base"]:
+        base, power = int(match["base"]), int(match["p"] or match["p2"])
+        if base.bit_length() * abs(power) > _MAX_BITS or (base == 0 and power <= 0):
+            return None
+        value = Fraction(base) ** power
+        return value
+    top, bottom = _decimal(match["num"] or match["num2"]), _decimal(match["den"] or match["den2"])
+    return top / bottom if bottom else None
+
+
+def _decimal(text: str) -> Fraction:
+    return Fraction(text.replace(",", "").replace(" ", "").removesuffix("."))
+
+
+def agree(answer: Quantity, gold: Quantity) -> bool:
+    """Whether two quantities are the same.
+
+    - A unit that only one of them has is no difference: `18` is `18 dollars`. Two units must agree: `10 m` is not
+      `10 cm`, but it is `1000 cm`.
+    - `50%` is `0.5` and `1/2`; and it is `50`, the answer to "how many percent". A bare number below 1 is never read as
+      percent: `0.5%` is not `0.5`.
+    """
+    a, b = answer.dimension, gold.dimension
+    if a == b:
+        return answer.value * answer.factor == gold.value * gold.factor
+    if "%" in (a, b):
+        percent, other = (answer, gold) if a == "%" else (gold, answer)
+        if other.dimension:
+            return False
+        return other.value * 100 == percent.value or (other.value == percent.value and abs(other.value) >= 1)
+    if not a or not b:
+        return answer.value == gold.value
+    if a[0] == b[0] == "?":
+        mine, theirs = set(a[1:].split()), set(b[1:].split())
+        return (mine <= theirs or theirs <= mine) and answer.value == gold.value
+    return False

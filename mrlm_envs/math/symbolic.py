@@ -1,0 +1,196 @@
+"""Comparing expressions with math-verify, in worker processes: any thread may ask, nothing an agent writes can hang it.
+
+Workers start at the first question (about half a second, `warm_up` does it ahead of time) and stay. The deadline counts
+from the moment a worker takes the question: waiting for a worker to start, or for one that other threads keep busy,
+is our time and not the agent's.
+"""
+
+import atexit
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+SECONDS = 1.2  # a comparison that takes longer is "different"
+_PATIENCE = 0.3  # beyond it, until a worker that says nothing is given up
+_START_SECONDS = 60.0  # for a worker to import sympy on a machine under load
+_CANARY = ("value", [r"\frac{1}{2}x"], [r"x/2"])
+
+
+class Budget:
+    """The seconds of comparison that one `grade` call may still use."""
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self.left = seconds
+
+
+class _Worker:
+    """One worker process and the thread that started it and reads its one-byte replies.
+
+    The thread lives as long as the process: the kernel's parent-death signal follows the thread, not the process.
+    Its pipes are unbuffered, so a fork of our process inherits no lock.
+    """
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.replies: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._start = b""
+        threading.Thread(target=self._run, name="mrlm-math-worker", daemon=True).start()
+
+    def _run(self) -> None:
+        command = [sys.executable, "-s", "-P", str(Path(__file__).with_name("worker.py")), json.dumps(sys.path)]
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+            )
+        except OSError:
+            self.replies.put(b"")
+            return
+        self.process = process
+        assert process.stdout is not None
+        while reply := process.stdout.read(1):
+            self.replies.put(reply)
+        process.wait()
+        self.replies.put(b"")
+
+    def start(self) -> bytes:
+        """Wait for the start: R(eady), F(ault), or b"" when the process died."""
+        self._start = self._start or self._reply(_START_SECONDS)
+        return self._start
+
+    def ask(self, kind: str, gold: Sequence[str], answer: Sequence[str], seconds: float) -> bytes:
+        """The worker's verdict (see `worker.py`), b"" when it died or says nothing."""
+        request = json.dumps({"kind": kind, "gold": gold, "answer": answer, "seconds": seconds})
+        try:
+            assert self.process is not None and self.process.stdin is not None
+            self.process.stdin.write(request.encode() + b"\n")
+        except OSError:
+            return b""
+        return self._reply(seconds + _PATIENCE)
+
+    def _reply(self, seconds: float) -> bytes:
+        try:
+            return self.replies.get(timeout=seconds)
+        except queue.Empty:
+            return b""
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+
+
+class _Pool:
+    """A few workers, lent to one thread each."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.workers: list[_Worker] = []
+        self._free: list[_Worker] = []
+        self._change = threading.Condition()
+
+    def start(self) -> None:
+        """Start what is missing, in the background."""
+        with self._change:
+            while len(self.workers) < self.size:
+                worker = _Worker()
+                self.workers.append(worker)
+                self._free.insert(0, worker)
+            self._change.notify_all()
+
+    def take(self) -> _Worker:
+        self.start()
+        with self._change:
+            self._change.wait_for(lambda: self._free)
+            return self._free.pop()
+
+    def give(self, worker: _Worker) -> None:
+        with self._change:
+            self._free.append(worker)
+            self._change.notify()
+
+    def replace(self, worker: _Worker) -> None:
+        worker.kill()
+        with self._change:
+            self.workers.remove(worker)
+        self.start()
+
+
+_pool = _Pool(size=2)
+
+
+def _forget() -> None:
+    """After a fork: the workers, locks and threads are the parent's; this process starts its own."""
+    global _pool
+    _pool = _Pool(size=2)
+
+
+def _stop() -> None:
+    for worker in _pool.workers:
+        worker.kill()
+
+
+atexit.register(_stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def warm_up() -> None:
+    """Start the workers and wait until they can answer.
+
+    Raises:
+        EnvFault: They cannot (math-verify is missing or broken).
+    """
+    _pool.start()
+    same(*_CANARY)
+
+
+def same(kind: str, gold: Sequence[str], answer: Sequence[str], budget: Budget | None = None) -> bool:
+    r"""Whether two LaTeX expressions, or two relations, are equal; False when that cannot be found out in time.
+
+    Args:
+        kind: "value", or the relation: "=", "<", "\le", "\ne".
+        gold: The reference expression, or both sides of the relation.
+        answer: The agent's, in the same form.
+        budget: The time left; what the comparison used is taken from it.
+
+    Raises:
+        EnvFault: The workers are broken: they fail on a canary of ours as well.
+    """
+    from mrlm_envs.core import EnvFault
+
+    budget = budget or Budget()
+    if budget.left <= 0:
+        return False
+    for _ in range(3):  # a worker that was killed from outside is no verdict: ask the next one
+        worker = _pool.take()
+        verdict, usable = b"", False
+        try:
+            start = worker.start()
+            if start == b"R":
+                begun = time.monotonic()
+                verdict = worker.ask(kind, gold, answer, budget.left)
+                budget.left -= time.monotonic() - begun
+                usable = verdict in (b"E", b"D") or (verdict != b"" and worker.ask(*_CANARY, _PATIENCE) == b"E")
+        finally:
+            if usable:
+                _pool.give(worker)
+            else:
+                _pool.replace(worker)
+        if usable:
+            return verdict == b"E"
+        if start == b"F":
+            raise EnvFault(f"math grader: math-verify does not work under {sys.executable}; reinstall it")
+        if verdict != b"":  # late or crashed, and the canary too
+            raise EnvFault(
+                "math grader: a worker fails on its canary, x/2 = x/2; is the machine out of memory or time?"
+            )
+        if budget.left <= 0 and not hasattr(os, "fork"):  # no deadline inside the worker here: silence is a bomb
+            return False
+        if budget.left <= 0:
+            break
+    raise EnvFault("math grader: workers died or fell silent; something outside kills or stops them")

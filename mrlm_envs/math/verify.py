@@ -1,0 +1,348 @@
+r"""Is this reply right? A strict grader in layers: extract, compare exactly, refuse, and only then ask sympy.
+
+1. `mrlm_envs.answers.extract` finds the answer: the last balanced `\boxed{}`, `####`, `<answer>`, "the answer is …", or
+   a reply that is nothing but a value. Never "any number in the text".
+2. Numbers with their units are compared as exact fractions, in microseconds (`quantity.py`).
+3. Lists, tuples, sets, intervals, matrices, inequalities and equations are taken apart, and their parts compared. What
+   cannot be an answer is refused here: bombs, prose, hedging ("3 or 4"), a list against a scalar.
+4. Expressions go to math-verify in a worker process with a wall deadline (`symbolic.py`).
+
+What counts as right:
+
+- **A number wants a number.** Against `18`, `\boxed{17+1}` and `\boxed{\sqrt{324}}` are wrong: otherwise the question
+  itself ("What is 17 + 1?") would be the best answer. Fractions, mixed numbers, scientific notation and one power
+  (`2^{10}`) are numbers, reduced or not.
+- **Exactly.** `0.3333333333` is not `1/3`; `3.14` is not `\pi`.
+- **Units:** one that only one side writes is no difference; `10 m` is `1000 cm` and not `10 cm`.
+- **Percent:** `50%` is `0.5` and `1/2`, and also `50` (the answer to "what percent?"). `0.5%` is not `0.5`.
+- **Assignments:** `x = 5` is `5`, `9 = 9` is not `9`, and `y = 5` is not `x = 5`.
+- **Collections:** bare lists and `{…}` in any order, `(…)` in its own; brackets may be left out, but not exchanged.
+"""
+
+import re
+from functools import lru_cache
+
+from mrlm_envs import answers
+from mrlm_envs.math import symbolic
+from mrlm_envs.math.quantity import agree, clean, quantity, unit
+from mrlm_envs.math.structure import (
+    Collection,
+    collection,
+    equation,
+    intervals,
+    is_symbol,
+    matrix,
+    plus_minus,
+    relation_sides,
+    split_top,
+)
+
+MAX_ANSWER = 2_000  # characters; a longer answer is wrong unless the reference is about as long
+_MAX_EXPRESSION = 400  # characters of one expression for math-verify
+_MAX_DEPTH = 4  # of collections in collections
+
+_INTEGER = re.compile(r"-?\d{1,18}", re.ASCII)
+_LOOSE_SPACE = re.compile(r"(?<![\w.,\s])\s+|\s+(?![\w.,\s])")
+_BASED = re.compile(r"([0-9A-Za-z]+)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
+_TRAILING_UNIT = re.compile(r"(.*[^\s])(?:\s+([A-Za-z]{2,}[A-Za-z ./]*(?:\^\s*\{?[23]\}?)?)|\s*([°%]))")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_WORD = re.compile(r"[A-Za-z]{2,}")
+_FUNCTIONS = frozenset(
+    ["sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "log", "ln", "exp", "sqrt", "pi", "sinh"]
+) | {"cosh", "tanh", "theta", "alpha", "beta", "begin", "end"}
+_BOMB = re.compile(
+    r"\d{4,}\s*\}?\s*!|!\s*\)?\s*!"  # 99999999!, (9!)!
+    r"|\^\s*\{?\s*[-+(]?\s*\d{5,}|\^\s*\{?\s*\d+(?:\.\d+)?\s*!"  # x^{99999}, 9^{9!}
+    r"|\d\s*\}?\s*\^\s*\{?\s*\(?\s*\d+\s*\}?\s*\^"  # 9^{9^9}
+    r"|\\(?:sum|prod|int|lim|binom|bigcup|operatorname)|\d{40,}"
+    r"|(?:\\sqrt\s*(?:\[[^\]]*\]\s*)?\{?\s*){5,}"
+)
+_NAMES = "sqrt|pi|theta|alpha|beta|arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|log|ln|exp"
+_TO_LATEX = [
+    (re.compile(pattern), put)
+    for pattern, put in [
+        (
+            r"(?<![\\A-Za-z])(sqrt|pi|theta|alpha|beta|arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|log|ln|exp)",
+            r"\\\1 ",
+        ),
+        (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"\\sqrt\s+(\d+|[A-Za-z])", r"\\sqrt{\1}"),
+        (r"\^\s*\(([^()]*)\)", r"^{\1}"),
+        (r"\^\s*(-\d+|\d{2,})", r"^{\1}"),
+        (r"\*", r"\\cdot "),
+    ]
+]
+
+
+def grade(reply: str, gold: str) -> bool:
+    r"""Whether a reply gives the reference answer.
+
+    Safe in any thread and after a fork. Takes no longer than 2 s on anything an agent can write, once the workers
+    have started (`symbolic.warm_up`); replies that end in a number take microseconds and no worker at all.
+
+    Args:
+        reply: All that the agent wrote.
+        gold: The bare reference answer, as datasets carry it: `18`, `\frac{3}{4}`, `x < 3`, `[1, 3)`, `\{1, 2\}`. A
+            whole solution that ends in `#### 18` or `\boxed{18}` is read, too.
+
+    Raises:
+        EnvFault: The grader itself is broken: its workers fail on a trusted comparison.
+    """
+    answer = answers.extract(reply)
+    if not answer:
+        return False
+    if answer == gold:
+        return True
+    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
+        return int(answer) == int(gold)
+    if len(answer) > max(MAX_ANSWER, 2 * len(gold)):
+        return False
+    return _same(clean(answer), reference(gold), symbolic.Budget(), 0)
+
+
+@lru_cache(maxsize=8192)
+def reference(gold: str) -> str:
+    r"""A dataset's answer, cleaned: what follows `####` or stands in `\boxed{}`, else all of it."""
+    if "####" in gold:
+        gold = answers.hashed(gold) or gold
+    elif "\\boxed" in gold or "\\fbox" in gold:
+        gold = answers.boxed(gold) or gold
+    return clean(gold)
+
+
+def is_number(gold: str) -> bool:
+    """Whether a reference answer is a plain number, so that grading it never needs a worker."""
+    return quantity(reference(gold), attached=False) is not None
+
+
+def _same(answer: str, gold: str, budget: symbolic.Budget, depth: int) -> bool:
+    """Whether two cleaned texts mean the same."""
+    if not answer or not gold or depth > _MAX_DEPTH:
+        return False
+    if answer == gold or _LOOSE_SPACE.sub("", answer) == _LOOSE_SPACE.sub("", gold):
+        return True
+    answer = _approximated(answer)
+    number = quantity(gold, attached=False)
+    if number is not None:
+        mine = quantity(answer)
+        if mine is not None:
+            return agree(mine, number)
+        if _scalar(answer, gold, budget, depth):
+            return True
+        if "," not in gold:  # else perhaps a list, `100,200`
+            return False
+    return _structured(answer, gold, budget, depth)
+
+
+def _scalar(answer: str, gold: str, budget: symbolic.Budget, depth: int) -> bool:
+    """A reference number against what is no number as it stands: `x = 5`, `(5)`, `101_2`; never a computation."""
+    sides = equation(answer)
+    if sides is not None:
+        return _assigns(sides, gold, budget, depth)
+    inner = _unwrapped(answer)
+    if inner != answer:
+        return _same(inner, gold, budget, depth + 1)
+    mine, number = _based(answer), quantity(gold, attached=False)
+    return mine is not None and number is not None and mine == number.value
+
+
+def _assigns(sides: list[str], gold: str, budget: symbolic.Budget, depth: int) -> bool:
+    """`x = 5` or `x = 10/2 = 5` against a value: a name on the left, and every value after it right."""
+    if len(sides) == 2 and is_symbol(sides[1]) and not is_symbol(sides[0]):
+        sides = sides[::-1]
+    return is_symbol(sides[0]) and all(_same(side, gold, budget, depth + 1) for side in sides[1:])
+
+
+def _structured(answer: str, gold: str, budget: symbolic.Budget, depth: int) -> bool:
+    """Take both apart as the reference's form says."""
+    rows, mine = matrix(gold), matrix(answer)
+    if rows is not None or mine is not None:
+        if rows is None or mine is None or [len(row) for row in rows] != [len(row) for row in mine]:
+            return False
+        pairs = [(a, g) for mine_row, row in zip(mine, rows) for a, g in zip(mine_row, row)]
+        return _all_same(pairs, budget, depth)
+
+    gold_intervals, mine_intervals = intervals(gold), intervals(answer)
+    if gold_intervals is not None and mine_intervals is not None:
+        name, parts = gold_intervals
+        my_name, my_parts = mine_intervals
+        if name and my_name and name != my_name:
+            return False
+        return _in_any_order(
+            my_parts, parts, lambda a, g: a.kind == g.kind and _all_same(list(zip(a.items, g.items)), budget, depth)
+        )
+
+    many, mine_many = collection(plus_minus(gold)), collection(plus_minus(answer))
+    if many is not None or mine_many is not None:
+        return many is not None and mine_many is not None and _same_collection(mine_many, many, budget, depth)
+
+    inner, my_inner = _unwrapped(gold), _unwrapped(answer)
+    if (inner, my_inner) != (gold, answer):
+        return _same(my_inner, inner, budget, depth + 1)
+
+    sides, my_sides = relation_sides(gold), relation_sides(answer)
+    if sides is not None or my_sides is not None:
+        return _same_relation(answer, my_sides, gold, sides, budget, depth)
+    return _same_expression(answer, gold, budget)
+
+
+def _same_collection(answer: Collection, gold: Collection, budget: symbolic.Budget, depth: int) -> bool:
+    if gold.kind == "()" and answer.kind == "":
+        answer = answer.by_name()
+    if answer.kind == "()" and gold.kind == "":
+        gold = gold.by_name()
+    kinds = {answer.kind, gold.kind}
+    if len(answer.items) != len(gold.items) or (len(kinds) == 2 and "" not in kinds):
+        return False
+    if len(kinds) == 2 and (kinds & {"(]", "[)"} or (gold.kind == "[]" and len(gold.items) == 2)):
+        return False  # an interval needs its brackets
+    if kinds <= {"", "{}"}:
+        return _in_any_order(answer.items, gold.items, lambda a, g: _same(a, g, budget, depth + 1))
+    return _all_same(list(zip(answer.items, gold.items)), budget, depth)
+
+
+def _all_same(pairs: list[tuple[str, str]], budget: symbolic.Budget, depth: int) -> bool:
+    return all(_same(a, g, budget, depth + 1) for a, g in pairs)
+
+
+def _in_any_order(answer: list, gold: list, same) -> bool:
+    """Whether the two lists hold the same things: each of `gold` finds a partner of its own."""
+    if len(answer) != len(gold):
+        return False
+    left = list(answer)
+    for wanted in gold:
+        partner = next((a for a in left if a == wanted), None)
+        if partner is None:
+            partner = next((a for a in left if same(a, wanted)), None)
+        if partner is None:
+            return False
+        left.remove(partner)
+    return True
+
+
+def _same_relation(
+    answer: str,
+    my_sides: tuple[str, list[str]] | None,
+    gold: str,
+    sides: tuple[str, list[str]] | None,
+    budget: symbolic.Budget,
+    depth: int,
+) -> bool:
+    if sides is None:  # `x = 5` against 5; an inequality is never a value
+        return my_sides is not None and my_sides[0] == "=" and _assigns(my_sides[1], gold, budget, depth)
+    if my_sides is None:
+        return sides[0] == "=" and _assigns(sides[1], answer, budget, depth)
+    if my_sides[0] != sides[0] or len(my_sides[1]) != 2 or len(sides[1]) != 2:
+        return False
+    (left, right), (my_left, my_right) = sides[1], my_sides[1]
+    if is_symbol(left) and is_symbol(my_left) and not is_symbol(right):
+        return left == my_left and _same(my_right, right, budget, depth + 1)
+    texts = [_as_latex(text) for text in (left, right, my_left, my_right)]
+    if not all(_may_ask(text, gold) for text in texts[2:]):
+        return False
+    return symbolic.same(sides[0], texts[:2], texts[2:], budget)
+
+
+def _same_expression(answer: str, gold: str, budget: symbolic.Budget) -> bool:
+    based, mine = _based(gold), _based(answer)
+    if based is not None:
+        number = quantity(answer)
+        if mine is None and number is not None:
+            return number.value == based or answer == gold.split("_")[0].strip()
+        return mine == based
+    (value, measure), (my_value, my_measure) = _measured(gold), _measured(answer)
+    if measure and my_measure:
+        if measure != my_measure:
+            return False
+        gold, answer = value, my_value
+    elif measure or my_measure:
+        return _same(my_value, value, budget, 1)
+    if _is_text(gold) or _is_text(answer):
+        return _plain_words(answer) == _plain_words(gold) != ""
+    answer, gold = _as_latex(answer), _as_latex(gold)
+    return _may_ask(answer, gold) and symbolic.same("value", [gold], [answer], budget)
+
+
+def _may_ask(answer: str, gold: str) -> bool:
+    """Whether an expression may go to math-verify: short, printable, no prose, no bomb, one value."""
+    return (
+        len(answer) <= max(_MAX_EXPRESSION, 2 * len(gold))
+        and answer.isprintable()
+        and "$" not in answer
+        and not _is_text(answer)
+        and not _BOMB.search(answer)
+        and len(split_top(answer, ",;")) == 1
+    )
+
+
+def _is_text(text: str) -> bool:
+    """Whether there are words in it (other than LaTeX commands and functions) or nothing but one capital letter."""
+    return any(word not in _FUNCTIONS and not word.isupper() for word in _prose(text)) or (
+        len(text.strip("()")) == 1 and text.strip("()").isupper()
+    )
+
+
+def _prose(text: str) -> list[str]:
+    return [word for word in _WORD.findall(_COMMAND.sub(" ", text)) if len(word) > 3 or word.lower() in _SHORT_WORDS]
+
+
+_SHORT_WORDS = frozenset("or and not no yes the is odd all one two six ten of to in if so day".split())  # noqa: SIM905
+
+
+def _plain_words(text: str) -> str:
+    text = re.sub(r"[\s.,;:!'\"()*_-]+", " ", text).strip()
+    return text if len(text) == 1 else text.casefold()
+
+
+def _approximated(answer: str) -> str:
+    r"""The exact side of `1/3 \approx 0.333`."""
+    if "\\approx" not in answer:
+        return answer
+    left, right = answer.split("\\approx", 1)
+    return right.strip() if not left.strip() or is_symbol(left.strip()) else left.strip()
+
+
+def _unwrapped(text: str) -> str:
+    """`(x + 1)` without its parentheses, if they belong together and hold one thing."""
+    if text.startswith("(") and text.endswith(")"):
+        inner = text[1:-1]
+        if len(split_top(text, ",;")) == 1 and len(split_top(inner, ",;")) == 1 and _is_balanced(inner):
+            return inner.strip()
+    return text
+
+
+def _is_balanced(text: str) -> bool:
+    depth = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def _based(text: str):
+    """The value of `101_2`, None when it is no number with a base."""
+    match = _BASED.fullmatch(text)
+    if match is None or not 2 <= int(match[2]) <= 36 or len(match[1]) > 60 or match[1].isalpha():
+        return None
+    try:
+        return int(match[1], int(match[2]))
+    except ValueError:
+        return None
+
+
+def _measured(text: str) -> tuple[str, tuple | None]:
+    """An expression and its unit: `2\\sqrt{3} cm`."""
+    if text.startswith("$"):
+        return text[1:].strip(), ("usd", 1)
+    match = _TRAILING_UNIT.fullmatch(text)
+    if match is None or not re.search(r"[\d\\}]", match[1]):
+        return text, None
+    known = unit((match[2] or match[3]).strip())
+    return (text, None) if known is None or known[0].startswith("?") else (match[1], known)
+
+
+def _as_latex(text: str) -> str:
+    for pattern, put in _TO_LATEX:
+        text = pattern.sub(put, text)
+    return text
