@@ -1,0 +1,207 @@
+"""The `mrlm` command: train, eval, serve, info, play, demo.
+
+Libraries are imported by the command that needs them, so `mrlm info`, `mrlm play` and `mrlm serve` work without
+torch. A fault of the user's is one line on standard error and exit code 1; `MRLM_TRACEBACK=1` shows where it arose.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except KeyboardInterrupt:
+        print("mrlm: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if os.environ.get("MRLM_TRACEBACK"):
+            raise
+        print(f"mrlm: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    known = isinstance(error, ValueError | TypeError | OSError | ModuleNotFoundError | RuntimeError)
+    return text if known else f"{type(error).__name__}: {text} (MRLM_TRACEBACK=1 shows where)"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; `mrlm COMMAND --help` shows defaults."""
+    top = argparse.ArgumentParser(prog="mrlm", description="Environments and trainers for RL of language models.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, about: str) -> argparse.ArgumentParser:
+        formatter = argparse.ArgumentDefaultsHelpFormatter
+        command = commands.add_parser(name, help=about, description=about, formatter_class=formatter)
+        command.set_defaults(run=run)
+        return command
+
+    train = add("train", _train, "train a model as a YAML file says")
+    train.add_argument("--config", required=True, metavar="YAML", help="the configuration")
+    train.add_argument("--output", metavar="DIR", help="replaces output_dir of the configuration")
+    train.add_argument("--resume", metavar="CKPT", help="a checkpoint folder, or `latest` of the output folder")
+    _add_set(train)
+
+    evaluate = add("eval", _eval, "measure a model's success in environments")
+    evaluate.add_argument("--model", required=True, metavar="PATH", help="a model or adapter folder, or a Hub name")
+    _add_environment(evaluate)
+    evaluate.add_argument("--num-episodes", type=_positive, default=200, help="episodes; seeds 0 to N-1")
+    evaluate.add_argument("--split", default="test", choices=("train", "test", "all"), help="which tasks")
+    evaluate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    evaluate.add_argument("--max-turn-tokens", type=_positive, default=256, help="tokens of one reply")
+    evaluate.add_argument("--max-episode-tokens", type=_positive, default=1024, help="tokens after the prompt")
+    evaluate.add_argument("--engine", default="auto", choices=("auto", "slot", "turn"), help="how tokens are sampled")
+    evaluate.add_argument("--rows", type=_positive, default=64, help="episodes decoded at once")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the sampling")
+    evaluate.add_argument("--output", metavar="FILE", help="write the result as JSON")
+    evaluate.add_argument("--episodes", metavar="FILE", help="write the episodes as JSONL")
+
+    play = add("play", _play, "play an environment yourself")
+    play.add_argument("environment", help="short name (math), id, or module:id")
+    play.add_argument("--seed", type=int, help="the episode seed; a random one without it")
+    play.add_argument("--split", choices=("train", "test", "all"), help="which tasks")
+    _add_env_arg(play)
+
+    add("info", _info, "show environments, devices and versions")
+
+    demo = add("demo", _demo, "train the built-in toy policy on Math in about five minutes, without any download")
+    demo.add_argument("--output", default="runs/demo", metavar="DIR", help="where results go")
+    demo.add_argument("--seed", type=int, default=0, help="of weights, tasks and sampling")
+    demo.add_argument("--resume", action="store_true", help="go on with an interrupted demo")
+
+    if importlib.util.find_spec("mrlm_envs.serving") is not None:
+        from mrlm_envs.serving import cli as serving
+
+        serving.add_arguments(add("serve", serving.run, "serve environments over gRPC"))
+    return top
+
+
+def _add_set(command: argparse.ArgumentParser) -> None:
+    text = "replace a setting of the configuration, for example training.max_steps=3; may be given again"
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=text)
+
+
+def _add_environment(command: argparse.ArgumentParser) -> None:
+    text = "short name (math), id, or module:id; may be given again"
+    command.add_argument("--environment", action="append", required=True, metavar="ENV", help=text)
+    _add_env_arg(command)
+
+
+def _add_env_arg(command: argparse.ArgumentParser) -> None:
+    text = "argument of the environment, the value in YAML, for example difficulty=[1,2]; may be given again"
+    command.add_argument("--env-arg", action="append", default=[], metavar="NAME=VALUE", help=text)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _env_kwargs(settings: Sequence[str]) -> dict[str, Any]:
+    import yaml
+
+    kwargs: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--env-arg {setting}: expected NAME=VALUE")
+        kwargs[name] = yaml.safe_load(text)
+    return kwargs
+
+
+def _needs_trainers() -> None:
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("trl") is None:
+        raise ModuleNotFoundError('this command needs the trainers; install them: pip install "mrlm[train]"')
+
+
+def _train(args: argparse.Namespace) -> int:
+    _needs_trainers()
+    from mrlm_train import config, training
+
+    training.run(config.load(args.config, args.overrides, args.output), resume=args.resume)
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    _needs_trainers()
+    from mrlm_train import evaluation, run_folder
+    from mrlm_train.config import environment_id
+    from mrlm_train.environments import EnvEntry
+    from mrlm_train.generate import Sampling
+
+    given = _env_kwargs(args.env_arg)
+    trained_on = run_folder.read_environments(args.model)
+    envs = []
+    for name in args.environment:
+        env_id = environment_id(name)
+        kwargs = given
+        if not given and trained_on.get(env_id):
+            kwargs = trained_on[env_id]
+            print(f"{env_id}: with the arguments the model was trained on: {json.dumps(kwargs)}", file=sys.stderr)
+        envs.append(EnvEntry(env_id, kwargs=kwargs, split=args.split))
+    sampling = Sampling(
+        temperature=args.temperature,
+        max_turn_tokens=args.max_turn_tokens,
+        max_episode_tokens=args.max_episode_tokens,
+        seed=args.seed,
+    )
+    result, episodes = evaluation.measure(args.model, envs, args.num_episodes, sampling, args.engine, args.rows)
+    print(evaluation.table(result))
+    if args.output:
+        run_folder.write_json(Path(args.output), {"model": args.model, "split": args.split, **result})
+    if args.episodes:
+        from mrlm_train.episodes import write
+
+        write(args.episodes, episodes)
+    return 0
+
+
+def _play(args: argparse.Namespace) -> int:
+    import gymnasium
+
+    import mrlm_envs
+    from mrlm_train.play import play
+
+    known = mrlm_envs.ENVIRONMENTS.get(args.environment)
+    kwargs = _env_kwargs(args.env_arg)
+    if args.split is not None:
+        kwargs["split"] = args.split
+    env = gymnasium.make(known[0] if known else args.environment, **kwargs)
+    try:
+        play(env, args.seed)
+    finally:
+        env.close()
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    from mrlm_train import info
+
+    print(info.text())
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    _needs_trainers()
+    from mrlm_train import demo
+
+    demo.run(seed=args.seed, output=args.output, resume=args.resume)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""What a training run leaves on disk: `config.yaml`, `metrics.jsonl`, `episodes/`, `checkpoint-*`, `final/`.
+
+Nothing is half-written: files are written under a temporary name and renamed; `metrics.jsonl` grows by whole lines
+and is cut back to the checkpoint's step on resume.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+ENV_FILE = "mrlm.json"  # in a model folder: the environments it was trained on
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_config(folder: Path, raw: dict[str, Any]) -> None:
+    """Write the resolved configuration."""
+    write_text(folder / "config.yaml", yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
+
+
+def write_environments(model_folder: Path, envs: Iterable[Any]) -> None:
+    """Record in a model folder which environments, with which arguments, the model was trained on."""
+    entries = [{"id": env.id, "kwargs": env.kwargs} for env in envs]
+    try:
+        write_json(model_folder / ENV_FILE, {"envs": entries})
+    except TypeError:  # arguments that are Python objects cannot be recorded; the ids can
+        write_json(model_folder / ENV_FILE, {"envs": [{"id": entry["id"], "kwargs": {}} for entry in entries]})
+
+
+def read_environments(model: str) -> dict[str, dict[str, Any]]:
+    """Environment id to kwargs, as recorded in a model folder by the training that wrote it; {} without a record."""
+    path = Path(model) / ENV_FILE
+    if not path.is_file():
+        return {}
+    return {entry["id"]: entry.get("kwargs", {}) for entry in json.loads(path.read_text("utf-8"))["envs"]}
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint with the most steps, or None; a half-written one is never picked."""
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if number.isdigit() and (path / "trainer_state.json").is_file():
+            found.append((int(number), path))
+    return max(found)[1] if found else None
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log of the Trainer to `metrics.jsonl` as `{"step": …, **metrics}`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.jsonl"
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep what the checkpoint has seen, drop what came after it."""
+        if not state.is_world_process_zero:
+            return
+        kept = []
+        if self.path.is_file() and state.global_step > 0:
+            for line in self.path.read_text("utf-8").splitlines():
+                if _step_of(line) <= state.global_step:
+                    kept.append(line)
+        write_text(self.path, "".join(line + "\n" for line in kept))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Append one line."""
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        row = {"step": state.global_step, **{key: _finite(value) for key, value in logs.items()}}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return math.inf  # a line cut by a crash
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a metric without a value is null."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
