@@ -1,0 +1,278 @@
+"""What runs inside a sandbox: locks the process in, then executes the program and calls functions in it on request.
+
+The program shares this process and may do anything to it, so nothing here is trusted once code has been loaded: the
+driver can only answer what it is asked, and the judge decides outside. Loaded by path; standard library only.
+
+Frames are four bytes of length and a JSON list. The judge sends `start`, then any of `load`, `call`, `repl`; the child
+answers `ready` or `fault` to the first, `value` or `error` to the others, and may `ask` for a host function meanwhile.
+"""
+
+import atexit
+import builtins
+import contextlib
+import gc
+import os
+import random
+import resource
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import isolation  # pyright: ignore[reportMissingImports]
+import values  # pyright: ignore[reportMissingImports]
+
+CHANNEL = 3
+"""The file descriptor on which a child speaks with its judge."""
+
+_TEXT_CAP = 4000
+_ENDED = "the program ended the process"
+
+
+class Isolation:
+    """How a child is to be locked in.
+
+    Attributes:
+        ruleset: Landlock ruleset's file descriptor, or -1.
+        program: seccomp program, or empty for none.
+        parent: Process id of the parent that the child dies with, or 0.
+        base_memory: Bytes of address space in use before any program runs.
+    """
+
+    def __init__(self, ruleset: int, program: bytes, parent: int, base_memory: int) -> None:
+        self.ruleset, self.program, self.parent, self.base_memory = ruleset, program, parent, base_memory
+
+
+def serve(how: Isolation) -> None:
+    """Locks this process in and serves its judge; never returns."""
+    try:
+        if how.ruleset >= 0 or how.program:
+            isolation.prctl("no_new_privs", isolation.PR_SET_NO_NEW_PRIVS, 1)
+        if how.ruleset >= 0:
+            isolation.landlock_restrict(how.ruleset)
+        os.closerange(CHANNEL + 1, 1 << 16)
+        _, memory, cpu_seconds, file_bytes, seed, recursion = _read()
+        if how.parent:
+            isolation.die_with(how.parent)
+        _limit(how.base_memory + memory if memory else 0, cpu_seconds, file_bytes)
+        if how.program:
+            isolation.drop_capabilities()
+            isolation.prctl("not dumpable", isolation.PR_SET_DUMPABLE, 0)
+            isolation.seccomp_restrict(how.program)
+    except BaseException as error:
+        _write(["fault", f"{type(error).__name__}: {error}"])
+        os._exit(1)
+    os.umask(0o077) if not how.program else None
+    random.seed(seed)
+    sys.setrecursionlimit(recursion)
+    sys.argv = ["solution.py"]
+    gc.enable()
+    _flush_on_exit()
+    _write(["ready"])
+    driver = _Driver()
+    while True:
+        driver.handle(_read())
+
+
+def _limit(memory: int, cpu_seconds: int, file_bytes: int) -> None:
+    limits = [
+        ("RLIMIT_CORE", 0),
+        ("RLIMIT_CPU", cpu_seconds),
+        ("RLIMIT_FSIZE", file_bytes),
+        ("RLIMIT_NOFILE", 64),
+        ("RLIMIT_MEMLOCK", 0),
+        ("RLIMIT_MSGQUEUE", 0),
+    ]
+    if memory:
+        limits.append(("RLIMIT_AS", memory))
+    for name, value in limits:
+        which = getattr(resource, name, None)
+        if which is not None:
+            _, hard = resource.getrlimit(which)
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(which, (value, value))
+
+
+def _flush_on_exit() -> None:
+    """Output that was printed before `os._exit` is not lost."""
+    leave = os._exit
+
+    def _exit(status: int) -> None:
+        _flush()
+        leave(status)
+
+    os._exit = _exit  # type: ignore[assignment]
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BaseException):
+            stream.flush()
+
+
+def _read() -> Any:
+    return values.loads(_read_exactly(int.from_bytes(_read_exactly(4), "big")))
+
+
+def _read_exactly(
+    size: int, read: Callable[[int, int], bytes] = os.read, leave: Callable[[int], Any] = os._exit
+) -> bytes:
+    chunks: list[bytes] = []
+    while size:
+        chunk = read(CHANNEL, min(size, 1 << 20))
+        if not chunk:
+            leave(0)
+        chunks.append(chunk)
+        size -= len(chunk)
+    return b"".join(chunks)
+
+
+def _frame(message: Any) -> bytes:
+    payload = values.dumps(message)
+    return len(payload).to_bytes(4, "big") + payload
+
+
+_NO_MEMORY = _frame(["error", "MemoryError", "out of memory", "MemoryError: out of memory", 0])
+
+
+def _write(message: Any) -> None:
+    _send(_frame(message))
+
+
+def _send(data: bytes, write: Callable[[int, Any], int] = os.write) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[write(CHANNEL, view) :]
+
+
+class _Driver:
+    """Holds the program's module and answers the judge's requests about it."""
+
+    def __init__(self) -> None:
+        self.module = types.ModuleType("solution")
+        self.objects: list[Any] = []
+        self.hosted = False
+
+    def handle(self, request: Any) -> None:
+        """Answers one request, whatever the program does meanwhile."""
+        kind, *rest = request
+        try:
+            answer = ["value", *getattr(self, kind)(*rest)]
+            data = _frame(answer)
+        except MemoryError:
+            data = _NO_MEMORY
+        except BaseException as error:
+            try:
+                data = _frame(["error", *_describe(error)])
+            except BaseException:
+                data = _NO_MEMORY
+        _flush()
+        _send(data)
+
+    def load(self, code: str, name: str, hosts: list[str]) -> tuple[Any, ...]:
+        """Executes the program as a module; as `__main__` it also ends as a script would."""
+        self._enter(name, hosts)
+        script = name == "__main__"
+        try:
+            exec(compile(code, "<solution>", "exec", dont_inherit=True), self.module.__dict__)
+        except SystemExit as error:
+            if not script or error.code not in (None, 0):
+                raise
+        if script:
+            if "threading" in sys.modules:
+                sys.modules["threading"]._shutdown()
+            atexit._run_exitfuncs()
+        return (None,)
+
+    def call(self, function: str, args: list[Any], kwargs: list[Any]) -> tuple[Any, ...]:
+        """Calls a function of the program by name."""
+        positional = [values.decode(a, self._resolve) for a in args]
+        named = {k: values.decode(v, self._resolve) for k, v in kwargs}
+        try:
+            target = self.module.__dict__[function]
+        except KeyError:
+            raise NameError(f"name {function!r} is not defined") from None
+        return (values.encode(target(*positional, **named), self._remember),)
+
+    def repl(self, code: str) -> tuple[Any, ...]:
+        """Executes a chunk in the namespace of the chunks before it; a last expression is its value."""
+        import ast  # costs more to preload than to import by the few that need it
+
+        tree = ast.parse(code, "<solution>")
+        *body, last = tree.body or [ast.Pass()]
+        if not isinstance(last, ast.Expr):
+            exec(compile(tree, "<solution>", "exec", dont_inherit=True), self.module.__dict__)
+            return (None, "")
+        exec(compile(ast.Module(body, []), "<solution>", "exec", dont_inherit=True), self.module.__dict__)
+        value = eval(compile(ast.Expression(last.value), "<solution>", "eval"), self.module.__dict__)  # noqa: S307
+        text = "" if value is None else repr(value)
+        return (values.encode(value, self._remember), text[:_TEXT_CAP] if type(text) is str else "")
+
+    def enter(self, name: str) -> tuple[Any, ...]:
+        """Names the module in which a session's chunks run."""
+        self._enter(name, [])
+        return (None,)
+
+    def _enter(self, name: str, hosts: list[str]) -> None:
+        self.module = types.ModuleType(name)
+        sys.modules[name] = self.module
+        self.hosted = bool(hosts)
+        for host in hosts:
+            self.module.__dict__[host] = self._host(host)
+
+    def _remember(self, value: Any) -> int:
+        if self.hosted or len(self.objects) >= 10_000:
+            return -1
+        self.objects.append(value)
+        return len(self.objects) - 1
+
+    def _resolve(self, type_name: str, ref: int) -> Any:
+        if self.hosted:
+            return values.Opaque(type_name, ref)
+        if not 0 <= ref < len(self.objects):
+            raise TypeError(f"an argument of type {type_name} cannot enter the sandbox")
+        return self.objects[ref]
+
+    def _host(self, name: str) -> Callable[..., Any]:
+        """A function that is answered by the judge's side."""
+
+        def ask(*args: Any, **kwargs: Any) -> Any:
+            encode = values.encode
+            pairs = [[k, encode(v, self._remember)] for k, v in kwargs.items()]
+            _write(["ask", name, [encode(a, self._remember) for a in args], pairs])
+            kind, *rest = _read()
+            if kind == "value":
+                return values.decode(rest[0], self._resolve)
+            error = getattr(builtins, rest[0], None)
+            known = isinstance(error, type) and issubclass(error, Exception)
+            raise (error if known and error is not None else RuntimeError)(rest[1])
+
+        ask.__name__ = name
+        return ask
+
+
+def _describe(error: BaseException) -> tuple[str, str, str, int]:
+    """Type, message, traceback within the program, and line of an exception."""
+    name = type(error).__name__
+    try:
+        message = str(error)[:_TEXT_CAP]
+    except BaseException:
+        message = "(the message could not be made)"
+    if isinstance(error, SystemExit):
+        message = f"{_ENDED} with exit code {message or 0}"
+    steps: list[str] = []
+    line, trace = 0, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<solution>":
+            line = trace.tb_lineno
+            steps.append(f"  line {line}, in {trace.tb_frame.f_code.co_name}")
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError) and error.filename == "<solution>":
+        line = error.lineno or 0
+        source = (error.text or "").rstrip("\n")[:200]
+        pointer = " " * max(0, min((error.offset or 1) - 1, 200)) + "^"
+        steps = [f"  line {line}", f"    {source}", f"    {pointer}"]
+        message = str(error.msg)[:_TEXT_CAP]
+    if len(steps) > 8:
+        steps = [*steps[:3], f"  … {len(steps) - 6} more", *steps[-3:]]
+    return name, message, "\n".join([*steps, f"{name}: {message}" if message else name]), line

@@ -1,0 +1,404 @@
+"""Starting sandboxed processes: forked from a template under Landlock and seccomp, or one by one under bubblewrap.
+
+A `Launcher` gives a `Process`: a pid, a way to kill it for sure, and its end of the channel. A `Slot` is what a process
+is lent and gives back: a scratch directory, files that catch what it prints, a Landlock ruleset for that directory.
+"""
+
+import contextlib
+import functools
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from mrlm_envs.sandbox import isolation
+from mrlm_envs.sandbox.results import SandboxUnavailable
+
+_TEMPLATE = str(Path(__file__).with_name("template.py"))
+_PYTHON_FLAGS = ["-s", "-P", "-S", "-B", "-X", "utf8"]
+_HANDSHAKE_S = 20.0
+
+
+class TemplateDied(RuntimeError):
+    """The template process is gone, and every child with it."""
+
+
+class LaunchFailed(RuntimeError):
+    """A child could not be started; the message says why."""
+
+
+class Slot:
+    """What one process is lent: a flat scratch directory and files that catch its output."""
+
+    def __init__(self, root: str, with_landlock: bool) -> None:
+        self.scratch = tempfile.mkdtemp(prefix="run-", dir=root)
+        self.directory = os.open(self.scratch, os.O_RDONLY | os.O_CLOEXEC)
+        self.stdout, self.stderr = _memory_file("stdout"), _memory_file("stderr")
+        self.ruleset = isolation.landlock_ruleset(readable_paths(), self.scratch) if with_landlock else -1
+
+    def usage(self) -> tuple[int, int]:
+        """Bytes and files in the scratch directory."""
+        size = count = 0
+        with os.scandir(self.directory) as entries:
+            for entry in entries:
+                count += 1
+                with contextlib.suppress(FileNotFoundError):
+                    size += entry.stat(follow_symlinks=False).st_blocks * 512
+        return size, count
+
+    def clean(self) -> None:
+        """Empties it for the next process; the last one must be dead."""
+        for fd in (self.stdout, self.stderr):
+            os.ftruncate(fd, 0)
+        for name in os.listdir(self.directory):
+            try:
+                os.unlink(name, dir_fd=self.directory)
+            except IsADirectoryError:  # only without Landlock
+                shutil.rmtree(os.path.join(self.scratch, name), ignore_errors=True)
+
+    def close(self) -> None:
+        """Gives everything back to the system."""
+        for fd in (self.directory, self.stdout, self.stderr, self.ruleset):
+            if fd >= 0:
+                os.close(fd)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def _memory_file(name: str) -> int:
+    """A file in memory, or an unlinked one, opened for appending."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create(name)
+        import fcntl
+
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_APPEND)
+        return fd
+    fd, path = tempfile.mkstemp()
+    os.close(fd)
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+    os.unlink(path)
+    return fd
+
+
+@functools.lru_cache(maxsize=1)
+def readable_paths() -> tuple[str, ...]:
+    """What a sandboxed interpreter may read: the standard library and the shared libraries it needs.
+
+    Installed packages are left out where they lie in the same tree as ours: the generators in them hold reference
+    solutions.
+    """
+    library = sysconfig.get_config_var("MULTIARCH") or ""
+    wanted = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), sysconfig.get_config_var("LIBDIR") or ""]
+    wanted += [f"/usr/lib/{library}", f"/lib/{library}"] if library and Path(f"/usr/lib/{library}").is_dir() else []
+    wanted += ["/lib64", "/usr/lib64"] if wanted[3:] else ["/lib", "/lib64", "/usr/lib", "/usr/lib64"]
+    wanted += ["/etc/ld.so.cache", "/usr/share/zoneinfo", "/dev/urandom"]
+    package = Path(__file__).resolve().parents[1]
+    hidden = package.parent if package.parent.name.endswith("-packages") else package
+    found: list[str] = []
+    for path in wanted:
+        if path and os.path.exists(path):
+            found += _without(Path(path).resolve(), hidden)
+    outermost = [p for p in dict.fromkeys(found) if not any(p != q and p.startswith(q + "/") for q in found)]
+    return tuple(outermost)
+
+
+def _without(path: Path, hidden: Path) -> list[str]:
+    if path == hidden:
+        return []
+    if path not in hidden.parents:
+        return [str(path)]
+    return [p for child in sorted(path.iterdir()) if not child.is_symlink() for p in _without(child, hidden)]
+
+
+def environment() -> dict[str, str]:
+    """The environment of a sandboxed interpreter: nothing of ours, and string hashes that replay."""
+    kept = {k: os.environ[k] for k in ("LD_LIBRARY_PATH",) if k in os.environ}
+    return {"PYTHONHASHSEED": "0", **kept}
+
+
+class Process:
+    """A sandboxed process, seen from outside."""
+
+    def __init__(
+        self, pid: int, pidfd: int, channel: socket.socket, owner: "Template | subprocess.Popen[bytes]"
+    ) -> None:
+        self.pid, self.channel = pid, channel
+        self._pidfd, self._owner = pidfd, owner
+
+    def signal(self, number: int) -> None:
+        """Sends a signal, to this process and no other."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+        elif isinstance(self._owner, subprocess.Popen) and self._owner.poll() is None:
+            os.killpg(self.pid, number)
+
+    def end(self, want_status: bool) -> int | None:
+        """Kills it, waits until it is dead and has it reaped.
+
+        Returns:
+            Its exit code, negative for a signal, when asked for. That is -9 for one that we had to kill.
+
+        Raises:
+            TemplateDied: There is no one left to tell.
+        """
+        if want_status:
+            self._await_death(0.2)  # it closed its channel: most likely it is ending by itself
+        self.signal(signal.SIGKILL)
+        self._await_death(30.0)
+        self.channel.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+        if isinstance(self._owner, Template):
+            return self._owner.reap(self.pid, want_status)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        return self._owner.wait()
+
+    def _await_death(self, seconds: float) -> None:
+        if self._pidfd >= 0:
+            poller = select.poll()
+            poller.register(self._pidfd, select.POLLIN)
+            poller.poll(seconds * 1000)
+        elif isinstance(self._owner, subprocess.Popen):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._owner.wait(seconds)
+
+
+class Launcher(Protocol):
+    """A way of starting sandboxed processes."""
+
+    with_landlock: bool
+
+    def start(self, slot: Slot, stdin: int) -> Process:
+        """Starts one, locked in by the time it says that it is ready.
+
+        Raises:
+            LaunchFailed: It could not be started.
+            TemplateDied: The template was killed; a new one will take the next call.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends everything that was started."""
+        ...
+
+
+class Template:
+    """One template process and the socket on which it is asked to fork."""
+
+    def __init__(self, scratch_root: str) -> None:
+        self._lock = threading.Lock()
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.settimeout(_HANDSHAKE_S)
+        with theirs:
+            self._popen = subprocess.Popen(
+                [
+                    sys.executable,
+                    *_PYTHON_FLAGS,
+                    _TEMPLATE,
+                    "serve",
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                    scratch_root,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environment(),
+                cwd="/",
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        try:
+            hello = self._receive()
+        except TemplateDied as error:
+            self.kill()
+            raise LaunchFailed(f"{sys.executable} did not start as a template") from error
+        if hello[:1] != b"H":
+            self.kill()
+            raise LaunchFailed(hello[1:].decode(errors="replace"))
+
+    @property
+    def pid(self) -> int:
+        """The template's process id."""
+        return self._popen.pid
+
+    def _receive(self) -> bytes:
+        try:
+            data = self._control.recv(4096)
+        except OSError as error:
+            raise TemplateDied("the template process does not answer") from error
+        if not data:
+            raise TemplateDied("the template process is gone")
+        return data
+
+    def start(self, slot: Slot, stdin: int) -> Process:
+        """Has a child forked."""
+        ours, theirs = socket.socketpair()
+        try:
+            with self._lock, theirs:
+                fds = [theirs.fileno(), stdin, slot.stdout, slot.stderr, slot.ruleset, slot.directory]
+                try:
+                    socket.send_fds(self._control, [b"F"], fds)
+                    data, received, _, _ = socket.recv_fds(self._control, 4096, 1)
+                except OSError as error:
+                    raise TemplateDied("the template process does not answer") from error
+            if not data:
+                raise TemplateDied("the template process is gone")
+            if data[:1] != b"P":
+                raise LaunchFailed(f"fork: {data[1:].decode(errors='replace')}")
+            return Process(int.from_bytes(data[1:5], "big"), received[0], ours, self)
+        except BaseException:
+            ours.close()
+            raise
+
+    def reap(self, pid: int, want_status: bool) -> int | None:
+        """Lets go of a dead child's pid; tells its exit code when asked."""
+        with self._lock:
+            try:
+                self._control.send((b"S" if want_status else b"R") + pid.to_bytes(4, "big"))
+            except OSError as error:
+                raise TemplateDied("the template process is gone") from error
+            return int.from_bytes(self._receive()[1:5], "big", signed=True) if want_status else None
+
+    def kill(self) -> None:
+        """Ends the template, and with it its children."""
+        with contextlib.suppress(OSError):
+            self._control.send(b"Q")
+        try:
+            self._popen.wait(2.0)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+        self._control.close()
+
+
+class TemplateLauncher:
+    """Forks from a few templates in turn; replaces one that died."""
+
+    with_landlock = True
+
+    def __init__(self, scratch_root: str, count: int) -> None:
+        self._root, self._lock, self._turn = scratch_root, threading.Lock(), 0
+        self._templates: list[Template | None] = [None] * count
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the templates that run."""
+        return [t.pid for t in self._templates if t is not None]
+
+    def start(self, slot: Slot, stdin: int) -> Process:
+        """Starts a child; see `Launcher`."""
+        with self._lock:
+            self._turn = (self._turn + 1) % len(self._templates)
+            index = self._turn
+            template = self._templates[index]
+            if template is None:
+                template = self._templates[index] = Template(self._root)
+        try:
+            return template.start(slot, stdin)
+        except TemplateDied:
+            self.forget(template)
+            raise
+
+    def forget(self, template: Template) -> None:
+        """Drops a dead template, once."""
+        with self._lock:
+            if template not in self._templates:
+                return
+            self._templates[self._templates.index(template)] = None
+        template.kill()
+
+    def forget_dead(self) -> None:
+        """Drops every template whose process is gone."""
+        for template in list(self._templates):
+            if template is not None and template._popen.poll() is not None:
+                self.forget(template)
+
+    def close(self) -> None:
+        """Ends the templates."""
+        with self._lock:
+            templates = list(self._templates)
+            self._templates[:] = [None] * len(templates)
+        for template in templates:
+            if template is not None:
+                template.kill()
+
+
+class CommandLauncher:
+    """Starts every process anew: in bubblewrap, or with no isolation at all."""
+
+    with_landlock = False
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+        # bubblewrap's --die-with-parent means the thread that started it, so one long-lived thread starts them all.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="sandbox-starter")
+        if backend == "bwrap" and shutil.which("bwrap") is None:
+            raise LaunchFailed("bwrap is not installed")
+
+    def start(self, slot: Slot, stdin: int) -> Process:
+        """Starts a process; see `Launcher`."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = self._command(slot, theirs.fileno())
+            start = functools.partial(
+                subprocess.Popen, command, stdin=stdin, stdout=slot.stdout, stderr=slot.stderr, env=environment(),
+                cwd=slot.scratch, pass_fds=(theirs.fileno(),), start_new_session=True,
+            )  # fmt: skip
+            try:
+                popen = self._starter.submit(start).result()
+            except OSError as error:
+                ours.close()
+                raise LaunchFailed(str(error)) from error
+        pidfd = os.pidfd_open(popen.pid) if hasattr(os, "pidfd_open") else -1
+        return Process(popen.pid, pidfd, ours, popen)
+
+    def _command(self, slot: Slot, channel: int) -> list[str]:
+        layers = "seccomp" if self._backend == "bwrap" else "bare"
+        python = [sys.executable, *_PYTHON_FLAGS, _TEMPLATE, "once", str(channel), layers]
+        if self._backend != "bwrap":
+            return python
+        command = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+        command += ["--tmpfs", "/", "--dev", "/dev"]
+        for path in {*readable_paths(), *_interpreter_paths(), str(Path(_TEMPLATE).parent)}:
+            command += ["--ro-bind", path, path]
+        for link in ("/lib", "/lib64", "/bin", "/usr/bin/python3"):
+            if os.path.islink(link):
+                command += ["--symlink", os.readlink(link), link]
+        command += ["--size", str(64 << 20), "--tmpfs", "/scratch", "--remount-ro", "/", "--chdir", "/scratch", "--"]
+        return command + python
+
+    def close(self) -> None:
+        """Lets the starting thread go."""
+        self._starter.shutdown(wait=False)
+
+
+def _interpreter_paths() -> set[str]:
+    """The interpreter's binary, by every name on the way to it."""
+    paths, path = set(), sys.executable
+    while path not in paths:
+        paths.add(path)
+        if os.path.islink(path):
+            path = os.path.join(os.path.dirname(path), os.readlink(path))
+    config = Path(sys.prefix) / "pyvenv.cfg"
+    return paths | ({str(config)} if config.exists() else set())
+
+
+def require_posix() -> None:
+    """Refuses systems that have no sockets to pass and no processes to kill as we need them.
+
+    Raises:
+        SandboxUnavailable: On Windows.
+    """
+    if os.name != "posix":
+        raise SandboxUnavailable(f"no sandbox on {sys.platform}: model code runs on Linux only")

@@ -1,0 +1,117 @@
+"""What a run is limited to, and what comes back from it."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FailureKind = Literal["exception", "exit", "timeout", "crash", "disk", "too_large", "protocol"]
+
+
+class SandboxUnavailable(RuntimeError):
+    """No isolation works here; the message says why and what to do."""
+
+
+class SandboxFault(RuntimeError):
+    """The sandbox itself is broken: a trusted program failed in it too. Never the untrusted program's doing."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use.
+
+    Attributes:
+        timeout_s: Seconds for loading the program, and for each call. A program that was kept waiting by other load
+            may take up to three times that on the wall as long as it uses no more CPU.
+        total_s: Seconds for all of it; five times `timeout_s` when None.
+        memory_mb: Address space beyond the interpreter's own, in MiB; 0 for no limit.
+        file_mb: Size of a file, and of what is printed, in MiB.
+        disk_mb: Size of all files in the scratch directory, in MiB.
+        recursion: Python's recursion limit at the start.
+    """
+
+    timeout_s: float = 3.0
+    total_s: float | None = None
+    memory_mb: int = 512
+    file_mb: int = 8
+    disk_mb: int = 64
+    recursion: int = 1000
+
+    @property
+    def total(self) -> float:
+        """Seconds for the whole program."""
+        return 5 * self.timeout_s if self.total_s is None else self.total_s
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a program or a call did not come to its end.
+
+    Attributes:
+        kind: "exception", "exit" (the program ended its process), "timeout", "crash" (a signal), "disk", "too_large"
+            (a value of over 16 MiB), "protocol" (the program wrote to the judge's channel).
+        type: The exception's type name, as the program gave it; empty for the other kinds.
+        message: One line; the program's own words when it is an exception. Untrusted: escape before showing.
+        trace: Traceback lines within the program, ending with the message. Untrusted too.
+        line: Line of the program, 0 when unknown.
+    """
+
+    kind: FailureKind
+    message: str
+    type: str = ""
+    trace: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one call gave: a value, or a failure."""
+
+    value: Any = None
+    failure: Failure | None = None
+    shown: str = ""
+    """The value's `repr` as the program gave it (sessions only). Untrusted."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run gave.
+
+    Attributes:
+        answers: One for each call that was made; calls after a dead process are not made.
+        failure: Why the program itself failed to load or to finish, else None.
+        stdout: What it printed, lone surrogates and undecodable bytes escaped.
+        stderr: What it wrote to standard error.
+        seconds: Wall time.
+    """
+
+    answers: list[Answer] = field(default_factory=list)
+    failure: Failure | None = None
+    stdout: str = ""
+    stderr: str = ""
+    seconds: float = 0.0
+
+    @property
+    def values(self) -> list[Any]:
+        """The calls' values, None where a call failed."""
+        return [answer.value for answer in self.answers]
+
+    @property
+    def ok(self) -> bool:
+        """The program loaded and every call gave a value."""
+        return self.failure is None and all(answer.failure is None for answer in self.answers)
+
+
+def printable(text: str, limit: int = 2000) -> str:
+    """Untrusted text made fit for a prompt: control characters and lone surrogates escaped, special-token openers
+    broken up, cut in the middle to `limit` characters.
+
+    Args:
+        text: Anything a program wrote.
+        limit: Most characters to keep.
+    """
+    if len(text) > limit:
+        head = limit * 2 // 3
+        text = f"{text[:head]}\n… {len(text) - limit} characters left out …\n{text[len(text) - (limit - head) :]}"
+    text = text.replace("<|", "< |").replace("|>", "| >")
+    return "".join(
+        c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text
+    )

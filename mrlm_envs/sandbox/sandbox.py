@@ -1,0 +1,398 @@
+"""The public face of the sandbox: a pool that runs untrusted Python programs."""
+
+import atexit
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from mrlm_envs.sandbox.launch import (
+    CommandLauncher,
+    Launcher,
+    LaunchFailed,
+    Slot,
+    TemplateDied,
+    TemplateLauncher,
+    require_posix,
+)
+from mrlm_envs.sandbox.program import Program
+from mrlm_envs.sandbox.results import Answer, Failure, Limits, Result, SandboxFault, SandboxUnavailable
+
+Backend = Literal["auto", "landlock", "bwrap", "unsafe"]
+Call = tuple[str, Sequence[Any]] | tuple[str, Sequence[Any], Mapping[str, Any]]
+"""A function's name, its arguments, and optionally its keyword arguments."""
+
+T = TypeVar("T")
+_CANARY = "def double(x):\n    return 2 * x\n"
+
+
+class Sandbox:
+    """Runs untrusted Python programs, each in a process of its own. Thread-safe: many threads share the pool.
+
+    ```python
+    with Sandbox() as sandbox:
+        result = sandbox.run("def add(a, b):\\n    return a + b", calls=[("add", [2, 3])])
+        assert result.values == [5]
+    ```
+
+    Nothing starts before the first run. In a forked process the pool starts afresh.
+
+    Args:
+        backend: "landlock" (Landlock and seccomp), "bwrap" (bubblewrap), "unsafe" (none: only for code you trust), or
+            "auto": the first of the first two that works.
+        workers: Programs that run at the same time; the CPUs we may use when None. Waiting threads queue.
+
+    Raises:
+        SandboxUnavailable: No isolation works here.
+    """
+
+    def __init__(self, backend: Backend = "auto", workers: int | None = None) -> None:
+        if backend not in ("auto", "landlock", "bwrap", "unsafe"):
+            raise ValueError(f"unknown sandbox {backend!r}; choose auto, landlock, bwrap or unsafe")
+        require_posix()
+        self._backend: Backend = backend
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._workers = workers or available
+        self._reset()
+        _all.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._permits = threading.BoundedSemaphore(self._workers)
+        self._slots: list[Slot] = []
+        self._programs: set[Program] = set()
+        self._launcher: Launcher | None = None
+        self._root, self._owner = "", os.getpid()
+
+    @classmethod
+    def shared(cls, backend: Backend = "auto") -> "Sandbox":
+        """The pool that this process shares among all who ask; it is closed when the process ends."""
+        with _shared_lock:
+            if backend not in _shared:
+                _shared[backend] = cls(backend)
+            return _shared[backend]
+
+    def run(
+        self,
+        code: str,
+        calls: Iterable[Call] = (),
+        stdin: str | None = None,
+        limits: Limits | None = None,
+        seed: int = 0,
+    ) -> Result:
+        """Runs a program in a fresh process and calls functions in it, one after the other.
+
+        Args:
+            code: Python source. Without `calls` it runs as a script (`__name__ == "__main__"`).
+            calls: What to call once it has loaded.
+            stdin: What the program reads from standard input.
+            limits: What it may use; the defaults of `Limits` when None.
+            seed: Seeds the program's `random`.
+
+        Raises:
+            SandboxFault: The sandbox itself is broken.
+            SandboxUnavailable: No isolation works here.
+        """
+        calls = list(calls)
+        started = time.monotonic()
+
+        def once() -> Result:
+            with self.open(limits, stdin, seed) as program:
+                failure = program.load(code, "solution" if calls else "__main__")
+                answers: list[Answer] = []
+                if failure is None:
+                    for function, args, *named in calls:
+                        answers.append(program.call(function, args, named[0] if named else None))
+                        if program.failure is not None:
+                            break
+                if failure is None or program.failure is None:
+                    with contextlib.suppress(TemplateDied):
+                        program.close()  # dead first: a thread of it may still print
+                stdout, stderr = program.output()
+                return Result(answers, failure, stdout, stderr, time.monotonic() - started)
+
+        return self.attempt(once) or Result(failure=KILLED_SANDBOX, seconds=time.monotonic() - started)
+
+    def attempt(self, job: Callable[[], T]) -> T | None:
+        """Does a job that opens programs, a second time when the sandbox broke underneath it.
+
+        Returns:
+            The job's result, or None when the sandbox broke twice though a trusted program runs well in it: then the
+            program is to blame.
+
+        Raises:
+            SandboxFault: A trusted program fails too.
+        """
+        reason: Exception | None = None
+        for _ in range(2):
+            try:
+                return job()
+            except (TemplateDied, LaunchFailed) as error:
+                reason = error
+                self._forget_dead()
+        try:
+            with self.open(Limits(timeout_s=20.0)) as program:
+                if program.load(_CANARY) is None and program.call("double", [21]).value == 42:
+                    return None
+        except (TemplateDied, LaunchFailed) as error:
+            reason = error
+        raise SandboxFault(f"the sandbox is broken: {reason}") from reason
+
+    @contextlib.contextmanager
+    def open(
+        self, limits: Limits | None = None, stdin: str | None = None, seed: int = 0, queue: bool = True
+    ) -> Iterator[Program]:
+        """A fresh process, for those who decide call by call. Wrap its use in `attempt`.
+
+        Args:
+            limits: As in `run`.
+            stdin: As in `run`.
+            seed: As in `run`.
+            queue: Wait for a free worker. False only for a process that mostly waits for another, opened while holding
+                that one.
+        """
+        launcher = self._start()
+        with self._permits if queue else contextlib.nullcontext():
+            slot = self._take_slot()
+            program = None
+            try:
+                program = self._launch(launcher, slot, limits or Limits(), stdin, seed)
+                yield program
+            finally:
+                self._give_back(slot, program)
+
+    def session(self, limits: Limits | None = None, seed: int = 0) -> "Session":
+        """A process that is kept between runs, like an interactive interpreter.
+
+        Args:
+            limits: `timeout_s` holds for each run, `total_s` for the sum of them (no limit when None).
+            seed: Seeds the session's `random`.
+        """
+        return Session(self, limits or Limits(), seed)
+
+    def _launch(self, launcher: Launcher, slot: Slot, limits: Limits, stdin: str | None, seed: int) -> Program:
+        source = _stdin(stdin)
+        try:
+            process = launcher.start(slot, source)
+        finally:
+            os.close(source)
+        program = Program(process, slot, limits, seed)
+        with self._lock:
+            self._programs.add(program)
+        return program
+
+    def _take_slot(self) -> Slot:
+        with self._lock:
+            if self._slots:
+                return self._slots.pop()
+            root, landlock = self._root, self._launcher is not None and self._launcher.with_landlock
+        return Slot(root, landlock)
+
+    def _give_back(self, slot: Slot, program: Program | None) -> None:
+        if program is not None:
+            with contextlib.suppress(TemplateDied):
+                program.close()
+            with self._lock:
+                self._programs.discard(program)
+        slot.clean()
+        with self._lock:
+            if self._launcher is not None:
+                self._slots.append(slot)
+                return
+        slot.close()
+
+    def _start(self) -> Launcher:
+        if self._owner != os.getpid():
+            self._reset()
+        with self._lock:
+            if self._launcher is None:
+                self._root = tempfile.mkdtemp(prefix="mrlm-sandbox-")
+                try:
+                    self._launcher = self._choose()
+                except BaseException:
+                    shutil.rmtree(self._root, ignore_errors=True)
+                    raise
+            return self._launcher
+
+    def _choose(self) -> Launcher:
+        if self._backend == "unsafe":
+            return CommandLauncher("unsafe")
+        reasons: list[str] = []
+        for backend in ("landlock", "bwrap") if self._backend == "auto" else (self._backend,):
+            try:
+                launcher: Launcher
+                launcher = (
+                    TemplateLauncher(self._root, min(self._workers, 8))
+                    if backend == "landlock"
+                    else CommandLauncher(backend)
+                )
+                self._probe(launcher)
+                return launcher
+            except (LaunchFailed, TemplateDied, OSError, RuntimeError) as error:
+                reasons.append(f"{backend}: {error}")
+        raise SandboxUnavailable(
+            f"no sandbox here: {'; '.join(reasons)}; use Linux 5.13 or newer with Landlock, or install bubblewrap, "
+            'or pass sandbox="unsafe" to run model code without isolation'
+        )
+
+    def _probe(self, launcher: Launcher) -> None:
+        """Runs a trusted program through a launcher, so that what does not work is known before it matters."""
+        slot = Slot(self._root, launcher.with_landlock)
+        try:
+            program = Program(launcher.start(slot, source := _stdin(None)), slot, Limits(timeout_s=20.0), 0)
+            os.close(source)
+            try:
+                failure = program.load(_CANARY)
+                if failure is not None or program.call("double", [21]).value != 42:
+                    raise LaunchFailed(f"a trusted program fails: {failure}")
+            finally:
+                program.close()
+        except BaseException:
+            launcher.close()
+            raise
+        finally:
+            slot.close()
+
+    def _forget_dead(self) -> None:
+        launcher = self._launcher
+        if isinstance(launcher, TemplateLauncher):
+            launcher.forget_dead()
+
+    def close(self) -> None:
+        """Ends every process and removes every file; a later run starts afresh."""
+        if self._owner != os.getpid():
+            return
+        with self._lock:
+            launcher, self._launcher = self._launcher, None
+            slots, self._slots = self._slots, []
+            programs = list(self._programs)
+        for program in programs:
+            with contextlib.suppress(TemplateDied):
+                program.close()
+        if launcher is not None:
+            launcher.close()
+        for slot in slots:
+            slot.close()
+        if self._root:
+            shutil.rmtree(self._root, ignore_errors=True)
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+KILLED_SANDBOX = Failure("crash", "the sandbox died twice while this program ran")
+
+
+class Session:
+    """A program that is kept between runs. Not thread-safe; use it as a context manager or close it.
+
+    Between runs it is stopped, so no thread of it goes on. A time-out or a crash ends it; the next run starts an empty
+    one and `restarted` is true.
+    """
+
+    def __init__(self, sandbox: Sandbox, limits: Limits, seed: int) -> None:
+        self._sandbox, self._seed = sandbox, seed
+        total = 86_400.0 if limits.total_s is None else limits.total_s
+        self._limits = Limits(
+            limits.timeout_s, total, limits.memory_mb, limits.file_mb, limits.disk_mb, limits.recursion
+        )
+        self._held: contextlib.ExitStack | None = None
+        self._program: Program | None = None
+        self._shown = (0, 0)
+        self.restarted = False
+
+    def run(self, code: str, timeout_s: float | None = None) -> Result:
+        """Executes a chunk after the chunks before it.
+
+        Args:
+            code: Python source. The value of a last expression is the answer's `value` and, as `repr`, its `shown`.
+            timeout_s: Seconds for this run; the limits' when None.
+
+        Returns:
+            A result with one answer; `stdout` and `stderr` hold what this run printed.
+
+        Raises:
+            SandboxFault: The sandbox itself is broken.
+        """
+        started = time.monotonic()
+        self.restarted = False
+
+        def once() -> Result:
+            program = self._alive()
+            with self._sandbox._permits:
+                program.resume()
+                answer = program.repl(code, timeout_s or self._limits.timeout_s)
+                if program.failure is None:
+                    program.pause()
+            stdout, stderr = program.output()
+            printed = stdout[self._shown[0] :], stderr[self._shown[1] :]
+            self._shown = len(stdout), len(stderr)
+            if program.failure is not None:
+                self.close()
+            return Result([answer], None, *printed, time.monotonic() - started)
+
+        return self._sandbox.attempt(once) or Result([Answer(failure=KILLED_SANDBOX)])
+
+    def _alive(self) -> Program:
+        if self._program is None:
+            self.restarted = self._held is not None
+            self._held = contextlib.ExitStack()
+            self._shown = (0, 0)
+            program = self._held.enter_context(self._sandbox.open(self._limits, seed=self._seed, queue=False))
+            program.enter()
+            self._program = program
+        return self._program
+
+    def close(self) -> None:
+        """Ends the process; a later run starts an empty one."""
+        self._program = None
+        if self._held is not None:
+            self._held.close()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _stdin(text: str | None) -> int:
+    """A file descriptor that reads as `text`."""
+    if text is None:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        file.write(text.encode("utf-8", "surrogatepass"))
+        file.flush()
+        fd = os.dup(file.fileno())
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+_all: "weakref.WeakSet[Sandbox]" = weakref.WeakSet()
+_shared: dict[Backend, Sandbox] = {}
+_shared_lock = threading.Lock()
+
+
+@atexit.register
+def _close_all() -> None:
+    for sandbox in list(_all):
+        sandbox.close()
+
+
+def _forget_after_fork() -> None:
+    global _shared_lock
+    _shared_lock = threading.Lock()
+    for sandbox in list(_all):
+        sandbox._reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

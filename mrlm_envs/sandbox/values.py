@@ -1,0 +1,198 @@
+"""Python values as tagged JSON, between a sandbox and its judge.
+
+Only base types cross: `None`, `bool`, `int`, `float`, `complex`, `str`, `bytes`, `list`, `tuple`, `set`, `frozenset`
+and `dict`. A subclass is reduced through its base type, so an `int` whose `__eq__` always says yes arrives as a plain
+`int`. Anything else crosses as `Opaque`, which equals nothing. There is no pickle and no hook a program could override
+on the judge's side. The file imports the standard library only: the sandbox loads it by path, outside the package.
+
+The wire: `null`, `true`, `1`, `1.5` and `"text"` stand for themselves; everything else is `[tag, …]` (see `_DECODE`).
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+MAX_DEPTH = 150
+"""Containers nest at most this deep on the wire."""
+
+_SAFE_INT = 1 << 63
+_SAME_HASH = 64
+
+
+class ValueRefused(ValueError):
+    """The bytes are no value of ours, or one built to hang whoever rebuilds it."""
+
+
+class Opaque:
+    """A value that cannot cross, e.g. an object of the program's own class. It equals nothing, not even itself.
+
+    Attributes:
+        type_name: Name of the value's type, as the program gave it.
+        ref: Number by which the program that made it knows it; -1 when it cannot be handed back.
+    """
+
+    __slots__ = ("ref", "type_name")
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __init__(self, type_name: str, ref: int = -1) -> None:
+        self.type_name = type_name
+        self.ref = ref
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return f"<{self.type_name} object>"
+
+
+def encode(value: Any, opaque: Callable[[Any], int] | None = None) -> Any:
+    """Turns a Python value into its tagged JSON form.
+
+    Args:
+        value: Any object.
+        opaque: Gives a number for an object that cannot cross, so that it can be handed back later.
+
+    Raises:
+        ValueRefused: The value nests deeper than `MAX_DEPTH` or contains itself.
+    """
+    return _encode(value, opaque, 0)
+
+
+def _encode(value: Any, opaque: Callable[[Any], int] | None, depth: int) -> Any:
+    kind = type(value)
+    if value is None or kind is bool or kind is str:
+        return value
+    if kind is int:
+        return value if -_SAFE_INT < value < _SAFE_INT else ["i", hex(value)]
+    if kind is float:
+        return value if value - value == 0.0 else ["f", repr(value)]
+    if depth >= MAX_DEPTH:
+        raise ValueRefused(f"the value nests deeper than {MAX_DEPTH} levels or contains itself")
+    if kind is list or kind is tuple or kind is set or kind is frozenset:
+        items: list[Any] = [_TAGS[kind]]
+        items.extend([_encode(item, opaque, depth + 1) for item in value])
+        return items
+    if kind is dict:
+        pairs = [[_encode(k, opaque, depth + 1), _encode(v, opaque, depth + 1)] for k, v in value.items()]
+        return ["d", *pairs]
+    if kind is bytes:
+        return ["b", value.hex()]
+    if kind is complex:
+        return ["c", _encode(value.real, None, depth), _encode(value.imag, None, depth)]
+    if kind is Opaque:
+        return ["o", value.type_name, value.ref]
+    for base, reduce in _BASES:
+        if base in kind.__mro__:
+            return _encode(reduce(value), opaque, depth)
+    return ["o", _type_name(kind), opaque(value) if opaque else -1]
+
+
+def _type_name(kind: type) -> str:
+    name = type.__getattribute__(kind, "__name__")
+    return name[:80] if type(name) is str else "object"
+
+
+_TAGS: dict[type, str] = {list: "l", tuple: "t", set: "s", frozenset: "z"}
+
+# How a subclass becomes its base type without asking the subclass anything. Booleans have no subclasses.
+_BASES: list[tuple[type, Callable[[Any], Any]]] = [
+    (int, lambda v: int.__add__(v, 0)),
+    (float, lambda v: float.__pos__(v)),
+    (complex, lambda v: complex.__pos__(v)),
+    (str, lambda v: str.__str__(v)),
+    (bytes, lambda v: bytes.__getitem__(v, slice(None))),
+    (list, lambda v: list.__getitem__(v, slice(None))),
+    (tuple, lambda v: tuple(tuple.__iter__(v))),
+    (set, lambda v: set(set.__iter__(v))),
+    (frozenset, lambda v: frozenset(frozenset.__iter__(v))),
+    (dict, lambda v: dict(dict.items(v))),
+]
+
+
+def decode(wire: Any, resolve: Callable[[str, int], Any] = Opaque) -> Any:
+    """Rebuilds a value from its tagged JSON form, from exact base types.
+
+    Args:
+        wire: What `json.loads` gave.
+        resolve: Turns a reference `(type name, number)` into an object; the default makes an `Opaque`.
+
+    Raises:
+        ValueRefused: `wire` is malformed, nests too deep, or holds many set members or keys of one hash
+            (which would take quadratic time to rebuild).
+    """
+    return _decode(wire, resolve, 0)
+
+
+def _decode(wire: Any, resolve: Callable[[str, int], Any], depth: int) -> Any:
+    kind = type(wire)
+    if wire is None or kind is bool or kind is int or kind is float or kind is str:
+        return wire
+    if kind is not list or not wire or depth > MAX_DEPTH:
+        raise ValueRefused("a malformed value")
+    tag = wire[0]
+    if tag == "l":
+        return [_decode(item, resolve, depth + 1) for item in wire[1:]]
+    if tag == "t":
+        return tuple([_decode(item, resolve, depth + 1) for item in wire[1:]])
+    try:
+        if tag == "s" or tag == "z":
+            items = [_decode(item, resolve, depth + 1) for item in wire[1:]]
+            _check_hashes(items)
+            return set(items) if tag == "s" else frozenset(items)
+        if tag == "d":
+            pairs = [(_decode(k, resolve, depth + 1), _decode(v, resolve, depth + 1)) for k, v in wire[1:]]
+            _check_hashes([k for k, _ in pairs])
+            return dict(pairs)
+        if tag == "i":
+            return int(wire[1], 16)
+        if tag == "f":
+            return {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}[wire[1]]
+        if tag == "b":
+            return bytes.fromhex(wire[1])
+        if tag == "c":
+            return complex(_decode(wire[1], resolve, depth), _decode(wire[2], resolve, depth))
+        if tag == "o" and type(wire[1]) is str and type(wire[2]) is int:
+            return resolve(wire[1], wire[2])
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise ValueRefused("a malformed value") from error
+    raise ValueRefused("a malformed value")
+
+
+def _check_hashes(keys: list[Any]) -> None:
+    """Refuses crafted collisions, found by sorting so that finding them is not quadratic itself."""
+    if len(keys) <= _SAME_HASH:
+        return
+    hashes = sorted(map(hash, keys))
+    for low, high in zip(hashes, hashes[_SAME_HASH:]):
+        if low == high:
+            raise ValueRefused("too many keys of one hash")
+
+
+def dumps(message: Any) -> bytes:
+    """One message as compact ASCII JSON; lone surrogates survive as escapes."""
+    return json.dumps(message, separators=(",", ":")).encode("ascii")
+
+
+def loads(data: bytes) -> Any:
+    """The message in `data`.
+
+    Raises:
+        ValueRefused: Not JSON, or nested beyond the parser, or an object (we send none).
+    """
+    try:
+        return _DECODER.decode(data.decode("ascii"))
+    except (ValueError, RecursionError) as error:
+        raise ValueRefused("not a message") from error
+
+
+def _no_objects(pairs: list[tuple[str, Any]]) -> Any:
+    raise ValueRefused("a malformed value")
+
+
+def _short_int(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueRefused("a malformed value")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_no_objects, parse_int=_short_int, parse_constant=_short_int)
