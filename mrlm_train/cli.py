@@ -9,9 +9,12 @@ import importlib.util
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+SMALL_CPU = 4  # cores; a tiny model on few shared cores is many times slower with two torch threads than with one
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="of weights, tasks and sampling")
     demo.add_argument("--resume", action="store_true", help="go on with an interrupted demo")
 
-    if importlib.util.find_spec("mrlm_envs.serving") is not None:
+    if importlib.util.find_spec("mrlm_envs.serving.cli") is not None:
         from mrlm_envs.serving import cli as serving
 
         serving.add_arguments(add("serve", serving.run, "serve environments over gRPC"))
@@ -126,6 +129,10 @@ def _env_kwargs(settings: Sequence[str]) -> dict[str, Any]:
 def _needs_trainers() -> None:
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("trl") is None:
         raise ModuleNotFoundError('this command needs the trainers; install them: pip install "mrlm[train]"')
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    if "OMP_NUM_THREADS" not in os.environ and (os.cpu_count() or 1) <= SMALL_CPU:
+        os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is first imported
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -138,10 +145,14 @@ def _train(args: argparse.Namespace) -> int:
 
 def _eval(args: argparse.Namespace) -> int:
     _needs_trainers()
+    from tqdm import tqdm
+
     from mrlm_train import evaluation, run_folder
     from mrlm_train.config import environment_id
     from mrlm_train.environments import EnvEntry
+    from mrlm_train.episodes import write
     from mrlm_train.generate import Sampling
+    from mrlm_train.policy import make
 
     given = _env_kwargs(args.env_arg)
     trained_on = run_folder.read_environments(args.model)
@@ -151,23 +162,53 @@ def _eval(args: argparse.Namespace) -> int:
         kwargs = given
         if not given and trained_on.get(env_id):
             kwargs = trained_on[env_id]
-            print(f"{env_id}: with the arguments the model was trained on: {json.dumps(kwargs)}", file=sys.stderr)
-        envs.append(EnvEntry(env_id, kwargs=kwargs, split=args.split))
+            print(f"{env_id} with the arguments the model was trained on: {json.dumps(kwargs)}", file=sys.stderr)
+        envs.append(EnvEntry(env_id, kwargs=kwargs))
     sampling = Sampling(
         temperature=args.temperature,
         max_turn_tokens=args.max_turn_tokens,
         max_episode_tokens=args.max_episode_tokens,
         seed=args.seed,
     )
-    result, episodes = evaluation.measure(args.model, envs, args.num_episodes, sampling, args.engine, args.rows)
-    print(evaluation.table(result))
+    policy = make(args.model, engine=args.engine, rows=args.rows)
+    with evaluation.evaluation_rollout(policy, envs, args.split, sampling) as rollout:
+        requests = evaluation.evaluation_requests(rollout, args.num_episodes)
+        with tqdm(total=len(requests), unit="episode", disable=None) as bar:
+            episodes = rollout.run(requests, progress=lambda _: bar.update())
+    result = evaluation.summary(episodes)
+    print(_table(result))
     if args.output:
         run_folder.write_json(Path(args.output), {"model": args.model, "split": args.split, **result})
     if args.episodes:
-        from mrlm_train.episodes import write
-
         write(args.episodes, episodes)
     return 0
+
+
+def _table(result: dict[str, Any]) -> str:
+    """The summary of an evaluation as aligned rows, one an environment."""
+    rows = result.get("environments") or {"all": result}
+    if len(rows) > 1:
+        rows = {**rows, "all": result}
+    width = max(map(len, rows))
+    lines = [f"{'':{width}}  success  95 % interval   reward  turns  tokens  episodes  invalid"]
+    for name, row in rows.items():
+        low, high = row["success_interval"] or (None, None)
+        interval = f"{low:6.1%} - {high:6.1%}" if low is not None else "-"
+        figures = [
+            _figure(row["success"], "7.1%"),
+            f"{interval:>15}",
+            _figure(row["reward"], "7.3f"),
+            _figure(row["turns"], "5.2f"),
+            _figure(row["tokens"], "6.1f"),
+            f"{row['n']:8d}",
+            f"{row['invalid']:7d}",
+        ]
+        lines.append(f"{name:{width}}  " + "  ".join(figures))
+    return "\n".join(lines)
+
+
+def _figure(value: float | None, form: str) -> str:
+    return f"{'-':>{form.split('.')[0]}}" if value is None else f"{value:{form}}"
 
 
 def _play(args: argparse.Namespace) -> int:

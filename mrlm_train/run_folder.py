@@ -9,10 +9,10 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 ENV_FILE = "mrlm.json"  # in a model folder: the environments it was trained on
 
@@ -114,3 +114,37 @@ def _finite(value: Any) -> Any:
     """JSON has no NaN: a metric without a value is null."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Console(ProgressCallback):
+    """The Trainer's progress bar, with one short line a log instead of a dict of thirty numbers."""
+
+    SHOWN: ClassVar[dict[str, str]] = {
+        "loss": "loss",
+        "reward": "reward",
+        "success": "success",
+        "entropy": "entropy",
+        "completions/mean_length": "tokens",
+        "tokens_per_second": "tok/s",
+        "invalid": "invalid",
+        "eval_loss": "eval loss",
+        "eval_reward": "eval reward",
+        "eval_success": "eval success",
+    }
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write the line above the bar."""
+        shown = [
+            f"{name} {logs[key]:.4g}"
+            for key, name in self.SHOWN.items()
+            if logs and isinstance(logs.get(key), int | float)
+        ]
+        if state.is_world_process_zero and shown and self.training_bar is not None:
+            self.training_bar.write(f"step {state.global_step}: " + ", ".join(shown))

@@ -1,0 +1,299 @@
+"""From a configuration to a trained model on disk: what `mrlm train` does, in the order in which it does it."""
+
+import dataclasses
+import inspect
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
+
+from mrlm_train import run_folder, tiny
+from mrlm_train.config import ALGORITHMS, ConfigError, EnvSection, RunConfig, config_class
+from mrlm_train.environments import EnvEntry
+from mrlm_train.policy import load_model, load_tokenizer, weight_dtype
+
+
+class Interrupted(RuntimeError):
+    """Ctrl-C in mid-training; a checkpoint has been written."""
+
+
+def run(config: RunConfig, resume: str | None = None) -> Path:
+    """Train as a configuration says.
+
+    Args:
+        config: From `config.load`.
+        resume: A checkpoint folder, or "latest" for the newest complete one of the output folder.
+
+    Returns:
+        The folder of the trained model, `<output_dir>/final`.
+
+    Raises:
+        ConfigError: If a setting does not fit, in one line.
+        Interrupted: After Ctrl-C, when the checkpoint is on disk.
+    """
+    if not config.stages:
+        return _run_stage(config, resume)
+    model: Path | None = None
+    for number, stage in enumerate(config.stages, start=1):
+        final = Path(stage.output_dir) / "final"
+        is_last = number == len(config.stages)
+        if model is not None:
+            section = dataclasses.replace(stage.model, model_name_or_path=str(model), tokenizer_name_or_path=None)
+            stage = dataclasses.replace(stage, model=section)
+        if not is_last:  # the next stage starts from whole weights
+            stage = dataclasses.replace(stage, model=dataclasses.replace(stage.model, merge=True))
+        if resume is not None and final.is_dir():
+            _say(f"stage {number} ({stage.algorithm}) is complete: {final}")
+        else:
+            _say(f"stage {number} of {len(config.stages)}: {stage.algorithm}")
+            has_checkpoint = run_folder.latest_checkpoint(Path(stage.output_dir)) is not None
+            _run_stage(stage, "latest" if resume is not None and has_checkpoint else None)
+        model = final
+    assert model is not None
+    return model
+
+
+def _run_stage(config: RunConfig, resume: str | None) -> Path:
+    folder = Path(config.output_dir)
+    checkpoint = _checkpoint(folder, resume)
+    _check_processes(config)
+    args = _arguments(config)
+    path = _model_path(config, folder)
+    trainer = _trainer(config, args, path)
+    is_main = trainer.accelerator.is_main_process
+    if is_main:
+        run_folder.write_config(folder, config.raw)
+    trainer.add_callback(run_folder.MetricsFile(folder))
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(run_folder.Console)
+    with _interruptible() as callback:
+        trainer.add_callback(callback)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if callback.is_set:
+        hint = f"mrlm train --config {config.path or folder / 'config.yaml'} --output {folder} --resume latest"
+        raise Interrupted(f"interrupted at step {trainer.state.global_step}; go on with: {hint}")
+    if config.eval_envs and args.eval_strategy == "no" and hasattr(trainer, "rollout"):
+        trainer.evaluate()
+    final = folder / "final"
+    _save(config, trainer, final)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    if is_main:
+        _say(f"trained model: {final}; metrics: {folder / 'metrics.jsonl'}")
+    return final
+
+
+def _checkpoint(folder: Path, resume: str | None) -> Path | None:
+    if resume is None:
+        return None
+    found = run_folder.latest_checkpoint(folder) if resume == "latest" else Path(resume)
+    if found is None:
+        raise ConfigError(f"--resume latest: no complete checkpoint in {folder}")
+    if not (found / "trainer_state.json").is_file():
+        raise ConfigError(f"--resume {found}: not a complete checkpoint (it has no trainer_state.json)")
+    return found
+
+
+def _check_processes(config: RunConfig) -> None:
+    """Say what a single process makes of `distributed:`, and refuse a number of processes nobody started."""
+    if config.distributed is None:
+        return
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    asked = config.distributed.num_processes or max(torch.cuda.device_count(), 1)
+    if asked != world:
+        launch = f"accelerate launch --num_processes {asked} mrlm_train/{config.algorithm}.py --config {config.path}"
+        raise ConfigError(f"distributed asks for {asked} processes and {world} runs; start it with: {launch}")
+    if world == 1:
+        _say(f"distributed.strategy {config.distributed.strategy}: one process, so it changes nothing")
+
+
+def _arguments(config: RunConfig) -> Any:
+    """The algorithm's TrainingArguments."""
+    values = dict(config.arguments)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.batch_size is not None:
+        values |= _batch(config.batch_size, world, values)
+    values.setdefault("logging_steps", 1)
+    values.setdefault("report_to", "none")
+    if config.eval_envs and "eval_steps" in values:
+        values.setdefault("eval_strategy", "steps")
+    if not torch.cuda.is_available():
+        values.setdefault("use_cpu", True)
+    elif config.model.dtype in ("float16", "fp16") and not values.get("bf16"):
+        values.setdefault("fp16", True)  # weights stay fp32, autocast computes in fp16
+    if config.model.chat_template_kwargs:
+        values.setdefault("chat_template_kwargs", config.model.chat_template_kwargs)
+    cls = config_class(config.algorithm)
+    known = {field.name for field in dataclasses.fields(cls)}
+    if "chat_template_kwargs" not in known:
+        values.pop("chat_template_kwargs", None)
+    try:
+        return cls(output_dir=config.output_dir, seed=config.seed, **values)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ConfigError(f"config {config.path}: {config.algorithm}: {error}") from error
+
+
+def _batch(size: int, world: int, values: dict[str, Any]) -> dict[str, int]:
+    """Per-device batch and accumulation whose product over all processes is `size`."""
+    device = values.get("per_device_train_batch_size")
+    steps = values.get("gradient_accumulation_steps")
+    if device is None:
+        steps = steps or 1
+        device = size // (world * steps)
+    elif steps is None:
+        steps = size // (world * device)
+    if device * steps * world != size or device < 1:
+        parts = f"{world} processes, per_device_train_batch_size {device}, gradient_accumulation_steps {steps}"
+        raise ConfigError(f"training.batch_size {size} is not the product of {parts}; change one of them")
+    return {"per_device_train_batch_size": device, "gradient_accumulation_steps": steps}
+
+
+def _model_path(config: RunConfig, folder: Path) -> str:
+    """The model as a folder or Hub name; the toy policy is built and saved first."""
+    name = config.model.model_name_or_path
+    if name != "tiny":
+        return name
+    path = folder / "tiny"
+    if not (path / "config.json").is_file():
+        model, tokenizer = tiny.build(config.seed)
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+    return str(path)
+
+
+def _trainer(config: RunConfig, args: Any, path: str) -> Any:
+    section = config.model
+    tokenizer = load_tokenizer(
+        section.tokenizer_name_or_path or path,
+        section.chat_template,
+        revision=section.revision or "main",
+        trust_remote_code=section.trust_remote_code,
+    )
+    extra: dict[str, Any] = {"processing_class": tokenizer}
+    if section.lora is not None:
+        from peft import LoraConfig
+
+        try:
+            extra["peft_config"] = LoraConfig(**{"task_type": "CAUSAL_LM", **section.lora})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"config {config.path}: lora: {' '.join(str(error).split())}") from None
+    if getattr(args, "early_stopping_patience", None):
+        extra["callbacks"] = [EarlyStoppingCallback(args.early_stopping_patience)]
+    cls = _trainer_class(config.algorithm)
+    envs = [_entry(env) for env in config.envs]
+    eval_envs = [_entry(env) for env in config.eval_envs]
+    accepted = inspect.signature(cls.__init__).parameters
+    if envs and "envs" in accepted:
+        extra["envs"] = envs
+        _warn_same_rows(config)
+    if eval_envs and "eval_envs" in accepted:
+        extra["eval_envs"] = eval_envs
+    if "envs" in accepted and not envs and not getattr(args, "episodes", None):
+        raise ConfigError(f"config {config.path}: {config.algorithm} needs environments; add a section 'envs'")
+    return cls(model=_model(config, args, path), args=args, **extra)
+
+
+def _model(config: RunConfig, args: Any, path: str) -> Any:
+    """The path itself, with its loading settings in `args`, or, for an adapter folder, the loaded model."""
+    section = config.model
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if (Path(path) / "adapter_config.json").is_file():
+        model = load_model(path, section.dtype or "float32", "cpu", is_trainable=True)
+        return model if section.lora is None else model.merge_and_unload()
+    settings: dict[str, Any] = {"dtype": weight_dtype(section.dtype or "float32", device)}
+    if section.dtype == "auto":
+        settings["dtype"] = "auto"
+    for name in ("attn_implementation", "revision", "trust_remote_code"):
+        if getattr(section, name):
+            settings[name] = getattr(section, name)
+    if section.quantization is not None:
+        from transformers import BitsAndBytesConfig
+
+        settings["quantization_config"] = BitsAndBytesConfig(**section.quantization)
+    args.model_init_kwargs = {**settings, **(args.model_init_kwargs or {})}
+    return path
+
+
+def _trainer_class(algorithm: str) -> Callable[..., Any]:
+    import importlib
+
+    module, config_name = ALGORITHMS[algorithm]
+    return getattr(importlib.import_module(module), config_name.replace("Config", "Trainer"))
+
+
+def _entry(env: EnvSection) -> EnvEntry:
+    address = ",".join(env.address) if isinstance(env.address, list) else env.address
+    return EnvEntry(env.id, env.kwargs, env.weight, env.split, address, tuple(env.wrappers), env.reward)
+
+
+def _warn_same_rows(config: RunConfig) -> None:
+    """A path or list is used whole by both splits, so an evaluation on it would be on the training rows."""
+    trained = {_source(env) for env in config.envs} - {None}
+    for env in config.eval_envs:
+        if _source(env) in trained:
+            _say(f"warning: eval_envs and envs read the same rows ({env.id}, tasks: {env.kwargs.get('tasks')})")
+
+
+def _source(env: EnvSection) -> str | None:
+    tasks = env.kwargs.get("tasks")
+    if tasks is None or isinstance(tasks, dict) or (isinstance(tasks, str) and tasks.startswith("hf:")):
+        return None
+    return json.dumps([env.id, tasks], sort_keys=True)
+
+
+def _save(config: RunConfig, trainer: Any, final: Path) -> None:
+    """The adapter with LoRA, or the whole model (`merge: true`), with tokenizer and the record of environments."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if config.model.merge and hasattr(model, "merge_and_unload"):
+        if trainer.accelerator.is_main_process:
+            model.merge_and_unload().save_pretrained(final)
+    else:
+        trainer.save_model(str(final))
+    if trainer.accelerator.is_main_process:
+        trainer.processing_class.save_pretrained(final)
+        run_folder.write_environments(final, config.envs)
+    trainer.accelerator.wait_for_everyone()
+
+
+class _StopAtStepEnd(TrainerCallback):
+    """On Ctrl-C: finish the step, write a checkpoint, stop."""
+
+    is_set = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.is_set:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+@contextmanager
+def _interruptible() -> Iterator[_StopAtStepEnd]:
+    callback = _StopAtStepEnd()
+    if threading.current_thread() is not threading.main_thread():
+        yield callback  # signals reach the main thread only
+        return
+
+    def on_interrupt(number: int, frame: Any) -> None:
+        if callback.is_set:
+            raise KeyboardInterrupt
+        callback.is_set = True
+        _say("interrupted: finishing this step and writing a checkpoint (Ctrl-C again stops at once)")
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield callback
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _say(text: str) -> None:
+    print(f"mrlm: {text}", file=sys.stderr, flush=True)
