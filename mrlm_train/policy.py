@@ -98,6 +98,24 @@ def make(
     return Policy(model, chat, name or model.config.name_or_path or type(model).__name__, engine, rows)
 
 
+def resolve(model: Any, tokenizer: Any) -> tuple[Any, Any]:
+    """What a TRL trainer takes: a path stays one (TRL loads it), but a LoRA folder and the tokenizer are loaded here.
+
+    Errors: ValueError in one line when there is no such model or tokenizer.
+    """
+    if isinstance(model, str | os.PathLike):
+        model = os.fspath(model)
+        tokenizer = tokenizer or load_tokenizer(model)
+        if (Path(model) / "adapter_config.json").is_file():
+            model = load_model(model, dtype="float32", device="cpu", is_trainable=True)
+        return model, tokenizer
+    if tokenizer is None:
+        if not model.config.name_or_path:
+            raise ValueError("processing_class is missing: a model in memory does not know its tokenizer")
+        tokenizer = load_tokenizer(model.config.name_or_path)
+    return model, tokenizer
+
+
 def load_model(path: str, dtype: str | torch.dtype | None = None, device: str | None = None, **kwargs: Any) -> Any:
     """A causal LM from a folder or the hub; a folder with a LoRA adapter gives the base model with it.
 

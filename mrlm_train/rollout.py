@@ -24,6 +24,8 @@ from mrlm_train.episodes import Episode, tokenizer_hash
 from mrlm_train.generate import End, Feed, Sampling, Wait
 from mrlm_train.policy import Policy
 
+_FIRST_TRAINING_SEED = 2**24  # evaluation takes seeds from 0 up: endless sources without splits never meet it
+
 
 @dataclass(frozen=True)
 class Request:
@@ -57,7 +59,7 @@ class Rollout:
     def __init__(
         self,
         policy: Policy,
-        envs: EnvLike | Iterable[EnvLike],
+        envs: EnvLike | Iterable[EnvLike] | EnvPool,
         sampling: Sampling,
         threads: int = 16,
         max_invalid_share: float = 0.25,
@@ -65,7 +67,7 @@ class Rollout:
         """
         Args:
             policy: who acts.
-            envs: where; `Request.entry` is an index into it.
+            envs: where; `Request.entry` is an index into it. A pool is taken over, and closed by `close`.
             sampling: budgets and temperature. Stop ids and the context limit are the policy's unless given.
             threads: environments stepped at once.
             max_invalid_share: share of invalid episodes above which `run` raises.
@@ -76,13 +78,13 @@ class Rollout:
             stop_ids=sampling.stop_ids or policy.chat.stop_ids,
             max_context=sampling.max_context or policy.max_context,
         )
-        self.envs = entries(envs)
-        self.pool = EnvPool(self.envs, threads)
+        self.pool = envs if isinstance(envs, EnvPool) else EnvPool(entries(envs), threads)
+        self.envs = self.pool.envs
         self.max_invalid_share = max_invalid_share
         self.seconds, self.sampled_tokens = 0.0, 0
         self._settings = dataclasses.asdict(self.sampling)
 
-    def run(self, requests: Iterable[Request], progress: Callable[[Episode], None] | None = None) -> list[Episode]:
+    def run(self, requests: Iterable[Request], progress: Callable[[Episode], object] | None = None) -> list[Episode]:
         """Play the requested episodes.
 
         Args:
@@ -134,7 +136,7 @@ def check_validity(episodes: Sequence[Episode], max_share: float) -> None:
 class _Play:
     """One episode being played: a `generate.Conversation` on one side, an environment on the other."""
 
-    def __init__(self, rollout: Rollout, request: Request, progress: Callable[[Episode], None] | None) -> None:
+    def __init__(self, rollout: Rollout, request: Request, progress: Callable[[Episode], object] | None) -> None:
         entry = rollout.envs[request.entry]
         self._chat, self._sampling, self._pool = rollout.policy.chat, rollout.sampling, rollout.pool
         self._index, self._progress = request.entry, progress
@@ -310,6 +312,28 @@ def _text(observation: Any) -> str:
     return clean(observation)
 
 
+def training_tasks(pool: EnvPool, count: int, seed: int) -> tuple[list[int], list[int]]:
+    """The tasks of a whole training run: `(entry, episode seed)` of each, drawn from `seed`.
+
+    Environments are drawn by weight. An endless source never repeats a seed. A finite one goes through its n tasks in a
+    new order each pass: seed `p·n + i` is task `i` in pass `p`. A longer plan begins with the shorter.
+    """
+    weights = np.array([entry.weight for entry in pool.envs], dtype=np.float64)
+    draws = np.random.default_rng(seed).random(count)
+    picks = np.searchsorted(np.cumsum(weights / weights.sum())[:-1], draws, side="right")
+    seeds = np.zeros(count, dtype=np.int64)
+    for index in range(len(pool.envs)):
+        places = np.flatnonzero(picks == index)
+        rng = np.random.default_rng([seed, index])
+        size = pool.num_tasks(index)
+        if size is None:
+            seeds[places] = np.arange(len(places)) + rng.integers(_FIRST_TRAINING_SEED, 2**30)
+        else:
+            passes = [p * size + rng.permutation(size) for p in range(math.ceil(len(places) / size))]
+            seeds[places] = np.concatenate([*passes, np.zeros(0, np.int64)])[: len(places)]
+    return picks.tolist(), seeds.tolist()
+
+
 def expert_episodes(
     envs: EnvLike | Iterable[EnvLike],
     n: int,
@@ -317,39 +341,32 @@ def expert_episodes(
     chat: Chat | None = None,
     keep: Callable[[Episode], bool] | None = None,
 ) -> list[Episode]:
-    """Episodes of the environments' own experts (`env.unwrapped.expert()`), environments in turn by weight.
+    """Episodes of the environments' own experts (`env.unwrapped.expert()`) on tasks drawn as for training.
 
     Args:
         envs: with an expert.
         n: how many episodes.
-        seed: the first episode seed; the following ones count up.
+        seed: draws the tasks.
         chat: makes their ids; None leaves them as messages.
-        keep: only episodes it accepts count (default: valid ones).
+        keep: only episodes it accepts count (default: all valid ones).
 
     Errors: ValueError when an environment has no expert, or when `keep` accepts too few.
     """
     pool = EnvPool(entries(envs), threads=1)
     kept: list[Episode] = []
+    tries = 20 * n if keep else n + 100
     try:
-        picks = pick_entries(pool.envs, seed, 20 * n)
-        for offset, index in enumerate(picks):
+        for index, task in zip(*training_tasks(pool, tries, seed), strict=True):
             if len(kept) == n:
                 break
-            episode = _play_expert(pool.envs[index], pool, index, seed + offset)
+            episode = _play_expert(pool.envs[index], pool, index, task)
             if episode.valid and (keep is None or keep(episode)):
                 kept.append(episode if chat is None else chat.with_ids(episode))
     finally:
         pool.close()
     if len(kept) < n:
-        raise ValueError(f"experts: only {len(kept)} of {20 * n} episodes passed the filter, {n} were asked for")
+        raise ValueError(f"experts: only {len(kept)} of {tries} episodes passed the filter, {n} were asked for")
     return kept
-
-
-def pick_entries(envs: Sequence[EnvEntry], seed: int, count: int) -> np.ndarray:
-    """Indices into `envs`, drawn by weight; a longer draw begins with the shorter."""
-    weights = np.array([entry.weight for entry in envs], dtype=np.float64)
-    draws = np.random.default_rng(seed).random(count)
-    return np.searchsorted(np.cumsum(weights / weights.sum())[:-1], draws, side="right")
 
 
 def _play_expert(entry: EnvEntry, pool: EnvPool, index: int, seed: int) -> Episode:

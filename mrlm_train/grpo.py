@@ -1,0 +1,272 @@
+"""GRPO on text environments: TRL's trainer, our rollouts.
+
+    trainer = GRPOTrainer("Qwen/Qwen2.5-0.5B-Instruct", envs="mrlm/Math-v0", args=GRPOConfig(output_dir="runs/math"))
+    trainer.train()
+
+A step: `collect` plays `num_generations` episodes of each task (a group shares environment, kwargs and seed), TRL
+scores them within their group and takes the clipped policy gradient on the tokens the policy sampled (Shao et al.,
+2024, arXiv:2402.03300). Every field of `trl.GRPOConfig` means what it means there; `max_completion_length` is the token
+budget of an episode after its prompt, `num_train_epochs` counts passes over finite task sources and batches of endless
+ones.
+
+Also a script: `accelerate launch mrlm_train/grpo.py --config my.yaml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from datasets import Dataset
+from trl.trainer import grpo_config as trl_grpo_config
+
+from mrlm_train import episodes as episode_store
+from mrlm_train.chat import Chat
+from mrlm_train.environments import EnvLike, EnvPool, entries
+from mrlm_train.episodes import Episode, groups
+from mrlm_train.evaluation import summary
+from mrlm_train.policy import Policy, resolve
+from mrlm_train.rollout import Request, Rollout, check_validity, training_tasks
+from mrlm_train.trl_hooks import (
+    EpisodeTrainer,
+    RolloutArguments,
+    decoding_session,
+    episode_reward,
+    episode_rows,
+    quiet_on_cpu,
+    shards_parameters,
+    sum_over_processes,
+    trl_turn,
+)
+
+_REPLACEMENT_STRIDE = 2**31 + 11  # away from every seed of the plan; odd, so finite sources move to another task
+
+
+@dataclass
+class GRPOConfig(RolloutArguments, trl_grpo_config.GRPOConfig):
+    """TRL's settings, those of `RolloutArguments`, and these.
+
+    Attributes:
+        dynamic_sampling: rounds in which groups whose rewards are all equal, and so teach nothing, are replaced by
+            groups of other tasks (DAPO, arXiv:2503.14476); 0 is off.
+        top_groups: share of the groups, those whose rewards vary most, that enter the loss (GRL); 1 keeps all.
+    """
+
+    bf16: bool | None = field(default=None, metadata={"help": "None: on where there is a GPU."})
+    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "None: on where there is a GPU."})  # type: ignore[assignment]
+    dynamic_sampling: int = 0
+    top_groups: float = 1.0
+
+    def __post_init__(self) -> None:
+        quiet_on_cpu(self)
+        if not 0 < self.top_groups <= 1:
+            raise ValueError(f"top_groups must be in (0, 1], got {self.top_groups}")
+        super().__post_init__()
+        self.remove_unused_columns = False  # our rows are task seeds, in columns of their own
+
+
+class GRPOTrainer(EpisodeTrainer):
+    """TRL's `GRPOTrainer` on environments.
+
+    Attributes:
+        episodes: this process's episodes of the last generation.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        envs: EnvLike | Iterable[EnvLike],
+        args: GRPOConfig | None = None,
+        eval_envs: EnvLike | Iterable[EnvLike] | None = None,
+        processing_class: Any = None,
+        **trl_arguments: Any,
+    ) -> None:
+        """
+        Args:
+            model: a path, a hub name, or a causal LM.
+            envs: where to train: ids, mappings, specs or factories (see `environments.EnvEntry`).
+            args: settings.
+            eval_envs: where to evaluate, on the test split; the training environments unless given.
+            processing_class: the tokenizer; loaded from the model's path unless given.
+            **trl_arguments: TRL's other arguments (`peft_config`, `callbacks`, `optimizers` …).
+
+        Errors: ValueError or TypeError in one line, before any training.
+        """
+        args = GRPOConfig("trainer_output") if args is None else args
+        if not isinstance(args, GRPOConfig):
+            raise TypeError(
+                f"args must be a {GRPOConfig.__module__}.GRPOConfig (TRL's fields and ours), got {type(args)}"
+            )
+        model, processing_class = resolve(model, processing_class)
+        is_nameless = not isinstance(model, str) and not model.config.name_or_path
+        if args.beta > 0 and is_nameless and trl_arguments.get("peft_config") is None:
+            raise ValueError("beta > 0 needs a reference policy: give the model as a path (save it first) or use LoRA")
+        pool = EnvPool(entries(envs), args.env_threads)
+        self.eval_envs = pool.envs if eval_envs is None else entries(eval_envs)
+        rows = task_rows(args, pool)
+        super().__init__(
+            model=model,
+            reward_funcs=episode_reward,
+            args=args,
+            train_dataset=rows,
+            eval_dataset=rows.select(range(1)) if args.eval_strategy != "no" else None,  # `evaluate` plays its own
+            processing_class=processing_class,
+            rollout_func=episode_rows,
+            **trl_arguments,
+        )
+        self.shuffle_dataset = False  # the rows are already in the order of the draw
+        template_kwargs: Any = args.chat_template_kwargs
+        chat = Chat(
+            self.processing_class,
+            template_kwargs,
+            args.system_prompt,
+            self.eos_token_ids,
+            args.max_turns == 1,
+        )
+        name = model if isinstance(model, str) else model.config.name_or_path or type(model).__name__
+        self.policy = Policy(self.model, chat, name, args.engine, args.rows, lambda: decoding_session(self))
+        if args.use_vllm:
+            self.policy.turn = trl_turn(self, chat.stop_ids)
+        if shards_parameters(self):
+            self.policy.reduce = lambda count: sum_over_processes(self, count)
+        self.rollout = Rollout(self.policy, pool, args.sampling(), max_invalid_share=1.0)  # checked over all processes
+        self._drawn = (-1, 0)  # optimizer step of the last generation, and how many it has had
+        self._top: set[str] | None = None
+
+    def collect(self, rows: list[dict[str, Any]]) -> list[Episode]:
+        """Play one episode for each row; rows of a group are alike but for their draw."""
+        step, count = self.state.global_step, 0
+        if self._drawn[0] == step:  # several generations may share one optimizer step
+            count = self._drawn[1] + 1
+        self._drawn = (step, count)
+        first = self.accelerator.process_index * len(rows)
+        # the draw counts rows over all processes: the same episodes, however many processes share them
+        requests = [
+            Request(row["entry"], row["seed"], draw=((step << 16 | count) << 32) + first + i)
+            for i, row in enumerate(rows)
+        ]
+        played = self.rollout.run(requests)
+        seconds, tokens = self.rollout.seconds, self.rollout.sampled_tokens
+        for attempt in range(1, self.args.dynamic_sampling + 1):
+            flat = _flat_groups(played, self.args.num_generations)
+            if not flat and self.policy.reduce is None:  # processes that share each forward pass stay together
+                break
+            requests = [_other_task(request, attempt) if i in flat else request for i, request in enumerate(requests)]
+            again = self.rollout.run([requests[i] for i in flat])
+            seconds, tokens = seconds + self.rollout.seconds, tokens + self.rollout.sampled_tokens
+            for i, episode in zip(flat, again, strict=True):
+                played[i] = episode
+        self._measure(played, seconds, tokens)
+        return played
+
+    def trains_on(self, episode: Episode) -> bool:
+        """Valid, and in a group that is kept."""
+        return episode.valid and (self._top is None or episode.group_id in self._top)
+
+    def _measure(self, played: list[Episode], seconds: float, tokens: int) -> None:
+        """Metrics over all processes; stops the run when too many episodes are invalid."""
+        brief = [
+            (
+                e.env_id,
+                e.group_id,
+                e.valid,
+                e.reward,
+                e.success,
+                len(e.turn_rewards),
+                e.stop_reason,
+                e.info.get("error"),
+            )
+            for e in played
+        ]
+        everyone = gather_object(brief)
+        everyone = [
+            Episode(
+                env_id,
+                group_id=group,
+                valid=valid,
+                turn_rewards=[reward] + [0.0] * (turns - 1) if turns else [],
+                success=success,
+                stop_reason=reason,
+                info={"error": error or reason},
+            )
+            for env_id, group, valid, reward, success, turns, reason, error in everyone
+        ]
+        check_validity(everyone, self.args.max_invalid_share)
+        figures = summary(everyone)
+        self.count("invalid", figures["invalid"])
+        self.count("turns", figures["turns"] or 0.0)
+        if figures["success"] is not None:
+            self.count("success", figures["success"])
+        for name, part in figures.get("environments", {}).items():
+            self.count(f"reward/{name}", _or_nan(part["reward"]))
+            self.count(f"success/{name}", _or_nan(part["success"]))
+        if seconds > 0:
+            self.count("tokens_per_second", sum(gather_object([tokens])) / seconds)
+        if self.args.top_groups < 1:
+            ranked = sorted(groups(everyone), key=lambda group: -group.reward_std)
+            self._top = {group.group_id for group in ranked[: math.ceil(self.args.top_groups * len(ranked))]}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As TRL's; also writes a few transcripts to `output_dir/episodes`."""
+        if self.model.training and self.episodes and self.args.save_episodes and self.accelerator.is_main_process:
+            path = Path(self.args.output_dir or ".") / "episodes" / f"step-{self.state.global_step:06d}.jsonl"
+            episode_store.write(path, self.episodes[: self.args.save_episodes])
+        super().log(logs, start_time)
+
+
+def task_rows(args: GRPOConfig, pool: EnvPool) -> Dataset:
+    """The tasks of the whole run, one row each (`entry`, `seed`), drawn from `args.seed`; sets `args.max_steps`.
+
+    Errors: ValueError when the run would be over before its first step, which TRL passes over in silence.
+    """
+    assert args.generation_batch_size and args.num_generations and args.steps_per_generation  # filled in by TRL
+    per_generation = args.generation_batch_size // args.num_generations
+    micro_steps = args.steps_per_generation * args.num_iterations  # that one generation feeds
+    sizes = [pool.num_tasks(index) for index in range(len(pool.envs))]
+    if args.max_steps > 0:
+        generations = math.ceil(args.max_steps * args.gradient_accumulation_steps / micro_steps)
+    else:
+        whole = max(1, args.gradient_accumulation_steps // micro_steps)  # generations that make up one batch
+        known = [size for size in sizes if size is not None]
+        epoch = sum(known) if len(known) == len(sizes) else whole * per_generation
+        generations = int(args.num_train_epochs * epoch) // per_generation
+        args.max_steps = generations * micro_steps // args.gradient_accumulation_steps
+        if args.max_steps < 1:
+            raise ValueError(
+                f"{args.num_train_epochs:g} epochs of {epoch} tasks do not fill one batch of {per_generation} tasks "
+                f"({args.generation_batch_size} episodes in groups of {args.num_generations}); lower "
+                "per_device_train_batch_size or gradient_accumulation_steps, or raise num_train_epochs"
+            )
+    picks, seeds = training_tasks(pool, generations * per_generation, args.seed)
+    return Dataset.from_dict({"prompt": [""] * len(picks), "entry": picks, "seed": seeds})
+
+
+def _flat_groups(played: Sequence[Episode], size: int) -> list[int]:
+    """Indices of the episodes in groups whose valid rewards are all equal."""
+    flat: list[int] = []
+    for start in range(0, len(played), size):
+        members = range(start, min(start + size, len(played)))
+        if len({played[i].reward for i in members if played[i].valid}) < 2:
+            flat += members
+    return flat
+
+
+def _other_task(request: Request, attempt: int) -> Request:
+    """Another task for a whole group: all its members move by the same distance."""
+    return dataclasses.replace(request, seed=request.seed + attempt * _REPLACEMENT_STRIDE)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+if __name__ == "__main__":
+    from mrlm_train.cli import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))
