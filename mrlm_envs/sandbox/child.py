@@ -29,68 +29,56 @@ _TEXT_CAP = 4000
 _ENDED = "the program ended the process"
 
 
-class Isolation:
-    """How a child is to be locked in.
+def lock_in(ruleset: int, limits: dict[str, int], base_memory: int) -> None:
+    """The layers that a process keeps for its children: no new privileges, Landlock, limits, no capabilities.
 
-    Attributes:
-        ruleset: Landlock ruleset's file descriptor, or -1.
-        program: seccomp program, or empty for none.
-        parent: Process id of the parent that the child dies with, or 0.
+    Args:
+        ruleset: Landlock ruleset's file descriptor, or -1 to leave out everything but the resource limits.
+        limits: `memory` in bytes beyond `base_memory` (0 for none) and `file` in bytes.
         base_memory: Bytes of address space in use before any program runs.
     """
+    if ruleset >= 0:
+        isolation.prctl("no_new_privs", isolation.PR_SET_NO_NEW_PRIVS, 1)
+        isolation.landlock_restrict(ruleset)
+    bounds = [("CORE", 0), ("FSIZE", limits["file"]), ("NOFILE", 64), ("MEMLOCK", 0), ("MSGQUEUE", 0)]
+    if limits["memory"]:
+        bounds.append(("AS", base_memory + limits["memory"]))
+    for name, value in bounds:
+        which = getattr(resource, "RLIMIT_" + name, None)
+        if which is not None:
+            _, hard = resource.getrlimit(which)
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(which, (value, value))
+    if ruleset >= 0:
+        isolation.drop_capabilities()
+        isolation.prctl("not dumpable", isolation.PR_SET_DUMPABLE, 0)
 
-    def __init__(self, ruleset: int, program: bytes, parent: int, base_memory: int) -> None:
-        self.ruleset, self.program, self.parent, self.base_memory = ruleset, program, parent, base_memory
 
+def serve(parent: int, restrict: Callable[[], None]) -> None:
+    """Puts on the last layers and serves the judge on `CHANNEL`; never returns.
 
-def serve(how: Isolation) -> None:
-    """Locks this process in and serves its judge; never returns."""
+    Args:
+        parent: Process to die with, or 0.
+        restrict: Applies the seccomp filter, from which there is no way back.
+    """
     try:
-        if how.ruleset >= 0 or how.program:
-            isolation.prctl("no_new_privs", isolation.PR_SET_NO_NEW_PRIVS, 1)
-        if how.ruleset >= 0:
-            isolation.landlock_restrict(how.ruleset)
         os.closerange(CHANNEL + 1, 1 << 16)
-        _, memory, cpu_seconds, file_bytes, seed, recursion = _read()
-        if how.parent:
-            isolation.die_with(how.parent)
-        _limit(how.base_memory + memory if memory else 0, cpu_seconds, file_bytes)
-        if how.program:
-            isolation.drop_capabilities()
-            isolation.prctl("not dumpable", isolation.PR_SET_DUMPABLE, 0)
-            isolation.seccomp_restrict(how.program)
+        if parent:
+            isolation.die_with(parent)
+        _, cpu_seconds, seed, recursion = _read()
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
+        restrict()
     except BaseException as error:
         _write(["fault", f"{type(error).__name__}: {error}"])
         os._exit(1)
-    os.umask(0o077) if not how.program else None
     random.seed(seed)
     sys.setrecursionlimit(recursion)
-    sys.argv = ["solution.py"]
     gc.enable()
     _flush_on_exit()
     _write(["ready"])
     driver = _Driver()
     while True:
         driver.handle(_read())
-
-
-def _limit(memory: int, cpu_seconds: int, file_bytes: int) -> None:
-    limits = [
-        ("RLIMIT_CORE", 0),
-        ("RLIMIT_CPU", cpu_seconds),
-        ("RLIMIT_FSIZE", file_bytes),
-        ("RLIMIT_NOFILE", 64),
-        ("RLIMIT_MEMLOCK", 0),
-        ("RLIMIT_MSGQUEUE", 0),
-    ]
-    if memory:
-        limits.append(("RLIMIT_AS", memory))
-    for name, value in limits:
-        which = getattr(resource, name, None)
-        if which is not None:
-            _, hard = resource.getrlimit(which)
-            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(which, (value, value))
 
 
 def _flush_on_exit() -> None:

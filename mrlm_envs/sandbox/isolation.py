@@ -8,7 +8,7 @@ import os
 import platform
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform.startswith("linux") else None
 
@@ -223,10 +223,20 @@ class _SockFprog(ctypes.Structure):
     _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
 
-def seccomp_restrict(program: bytes) -> None:
-    """Puts this thread, and what it starts, under `program` for good."""
-    header = _SockFprog(len(program) // 8, program)
-    prctl("seccomp", PR_SET_SECCOMP, 2, ctypes.byref(header))
+def seccomp_restriction(program: bytes) -> Callable[[], None]:
+    """A function that puts the calling thread, and what it starts, under `program` for good.
+
+    The arguments are made beforehand: it is called in every new process.
+    """
+    assert _libc is not None, "Linux only"
+    call, header = _libc.prctl, _SockFprog(len(program) // 8, program)
+    args = (PR_SET_SECCOMP, ctypes.c_ulong(2), ctypes.byref(header), ctypes.c_ulong(0), ctypes.c_ulong(0))
+
+    def restrict() -> None:
+        if call(*args) != 0:
+            raise IsolationError(f"seccomp: {os.strerror(ctypes.get_errno())}")
+
+    return restrict
 
 
 # ---- the rest ----

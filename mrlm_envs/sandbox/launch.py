@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mrlm_envs.sandbox import isolation
-from mrlm_envs.sandbox.results import SandboxUnavailable
+from mrlm_envs.sandbox.results import Limits, SandboxUnavailable
 
 _TEMPLATE = str(Path(__file__).with_name("template.py"))
 _PYTHON_FLAGS = ["-s", "-P", "-S", "-B", "-X", "utf8"]
@@ -44,6 +44,7 @@ class Slot:
         self.directory = os.open(self.scratch, os.O_RDONLY | os.O_CLOEXEC)
         self.stdout, self.stderr = _memory_file("stdout"), _memory_file("stderr")
         self.ruleset = isolation.landlock_ruleset(readable_paths(), self.scratch) if with_landlock else -1
+        self.worker: Worker | None = None
 
     def usage(self) -> tuple[int, int]:
         """Bytes and files in the scratch directory."""
@@ -58,7 +59,8 @@ class Slot:
     def clean(self) -> None:
         """Empties it for the next process; the last one must be dead."""
         for fd in (self.stdout, self.stderr):
-            os.ftruncate(fd, 0)
+            if os.fstat(fd).st_size:
+                os.ftruncate(fd, 0)
         for name in os.listdir(self.directory):
             try:
                 os.unlink(name, dir_fd=self.directory)
@@ -67,6 +69,8 @@ class Slot:
 
     def close(self) -> None:
         """Gives everything back to the system."""
+        if self.worker is not None:
+            self.worker.close()
         for fd in (self.directory, self.stdout, self.stderr, self.ruleset):
             if fd >= 0:
                 os.close(fd)
@@ -127,9 +131,7 @@ def environment() -> dict[str, str]:
 class Process:
     """A sandboxed process, seen from outside."""
 
-    def __init__(
-        self, pid: int, pidfd: int, channel: socket.socket, owner: "Template | subprocess.Popen[bytes]"
-    ) -> None:
+    def __init__(self, pid: int, pidfd: int, channel: socket.socket, owner: "Worker | subprocess.Popen[bytes]") -> None:
         self.pid, self.channel = pid, channel
         self._pidfd, self._owner = pidfd, owner
 
@@ -157,7 +159,7 @@ class Process:
         self.channel.close()
         if self._pidfd >= 0:
             os.close(self._pidfd)
-        if isinstance(self._owner, Template):
+        if isinstance(self._owner, Worker):
             return self._owner.reap(self.pid, want_status)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
@@ -178,12 +180,12 @@ class Launcher(Protocol):
 
     with_landlock: bool
 
-    def start(self, slot: Slot, stdin: int) -> Process:
+    def start(self, slot: Slot, stdin: int, limits: Limits) -> Process:
         """Starts one, locked in by the time it says that it is ready.
 
         Raises:
             LaunchFailed: It could not be started.
-            TemplateDied: The template was killed; a new one will take the next call.
+            TemplateDied: A process of ours was killed; a new one will take the next call.
         """
         ...
 
@@ -192,70 +194,46 @@ class Launcher(Protocol):
         ...
 
 
-class Template:
-    """One template process and the socket on which it is asked to fork."""
+class _Control:
+    """A control socket to a template or a worker; one request and its reply at a time."""
 
-    def __init__(self, scratch_root: str) -> None:
-        self._lock = threading.Lock()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control.settimeout(_HANDSHAKE_S)
-        with theirs:
-            self._popen = subprocess.Popen(
-                [
-                    sys.executable,
-                    *_PYTHON_FLAGS,
-                    _TEMPLATE,
-                    "serve",
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                    scratch_root,
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=environment(),
-                cwd="/",
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
+    def __init__(self) -> None:
+        self.socket, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(_HANDSHAKE_S)
+
+    def ask(self, message: bytes, fds: list[int], expected: bytes) -> tuple[bytes, list[int]]:
+        """Sends a message, if there is one, and takes the reply, which begins with `expected`."""
         try:
-            hello = self._receive()
-        except TemplateDied as error:
-            self.kill()
-            raise LaunchFailed(f"{sys.executable} did not start as a template") from error
-        if hello[:1] != b"H":
-            self.kill()
-            raise LaunchFailed(hello[1:].decode(errors="replace"))
-
-    @property
-    def pid(self) -> int:
-        """The template's process id."""
-        return self._popen.pid
-
-    def _receive(self) -> bytes:
-        try:
-            data = self._control.recv(4096)
+            if message:
+                socket.send_fds(self.socket, [message], fds)
+            data, received, _, _ = socket.recv_fds(self.socket, 4096, 1)
         except OSError as error:
             raise TemplateDied("the template process does not answer") from error
         if not data:
             raise TemplateDied("the template process is gone")
-        return data
+        if not data.startswith(expected):
+            raise LaunchFailed(data[1:].decode(errors="replace"))
+        return data, received
 
-    def start(self, slot: Slot, stdin: int) -> Process:
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.send(b"Q")
+        self.socket.close()
+        self.theirs.close()
+
+
+class Worker:
+    """A process locked into one slot, which forks a child for each run there."""
+
+    def __init__(self, control: _Control, limits: Limits) -> None:
+        self._control, self.limits = control, limits
+
+    def start(self, stdin: int) -> Process:
         """Has a child forked."""
         ours, theirs = socket.socketpair()
         try:
-            with self._lock, theirs:
-                fds = [theirs.fileno(), stdin, slot.stdout, slot.stderr, slot.ruleset, slot.directory]
-                try:
-                    socket.send_fds(self._control, [b"F"], fds)
-                    data, received, _, _ = socket.recv_fds(self._control, 4096, 1)
-                except OSError as error:
-                    raise TemplateDied("the template process does not answer") from error
-            if not data:
-                raise TemplateDied("the template process is gone")
-            if data[:1] != b"P":
-                raise LaunchFailed(f"fork: {data[1:].decode(errors='replace')}")
+            with theirs:
+                data, received = self._control.ask(b"F", [theirs.fileno(), stdin], b"P")
             return Process(int.from_bytes(data[1:5], "big"), received[0], ours, self)
         except BaseException:
             ours.close()
@@ -263,75 +241,115 @@ class Template:
 
     def reap(self, pid: int, want_status: bool) -> int | None:
         """Lets go of a dead child's pid; tells its exit code when asked."""
-        with self._lock:
-            try:
-                self._control.send((b"S" if want_status else b"R") + pid.to_bytes(4, "big"))
-            except OSError as error:
-                raise TemplateDied("the template process is gone") from error
-            return int.from_bytes(self._receive()[1:5], "big", signed=True) if want_status else None
-
-    def kill(self) -> None:
-        """Ends the template, and with it its children."""
-        with contextlib.suppress(OSError):
-            self._control.send(b"Q")
+        message = (b"S" if want_status else b"R") + pid.to_bytes(4, "big")
+        if want_status:
+            data, _ = self._control.ask(message, [], b"S")
+            return int.from_bytes(data[1:5], "big", signed=True)
         try:
-            self._popen.wait(2.0)
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
-            self._popen.wait()
+            self._control.socket.send(message)
+        except OSError as error:
+            raise TemplateDied("the template process is gone") from error
+        return None
+
+    def close(self) -> None:
+        """Has the process end."""
         self._control.close()
 
 
 class TemplateLauncher:
-    """Forks from a few templates in turn; replaces one that died."""
+    """A template process and the workers forked from it; a template that died is replaced."""
 
     with_landlock = True
 
-    def __init__(self, scratch_root: str, count: int) -> None:
-        self._root, self._lock, self._turn = scratch_root, threading.Lock(), 0
-        self._templates: list[Template | None] = [None] * count
+    def __init__(self, scratch_root: str) -> None:
+        self._root, self._lock = scratch_root, threading.Lock()
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._control: _Control | None = None
 
     @property
-    def pids(self) -> list[int]:
-        """Process ids of the templates that run."""
-        return [t.pid for t in self._templates if t is not None]
+    def pid(self) -> int:
+        """The template's process id, 0 when it does not run."""
+        return self._popen.pid if self._popen is not None else 0
 
-    def start(self, slot: Slot, stdin: int) -> Process:
+    def start(self, slot: Slot, stdin: int, limits: Limits) -> Process:
         """Starts a child; see `Launcher`."""
-        with self._lock:
-            self._turn = (self._turn + 1) % len(self._templates)
-            index = self._turn
-            template = self._templates[index]
-            if template is None:
-                template = self._templates[index] = Template(self._root)
+        if slot.worker is not None and not slot.worker.limits.same_process(limits):
+            slot.worker.close()
+            slot.worker = None
+        if slot.worker is None:
+            slot.worker = self._worker(slot, limits)
         try:
-            return template.start(slot, stdin)
+            return slot.worker.start(stdin)
         except TemplateDied:
-            self.forget(template)
+            slot.worker.close()
+            slot.worker = None
             raise
 
-    def forget(self, template: Template) -> None:
-        """Drops a dead template, once."""
-        with self._lock:
-            if template not in self._templates:
-                return
-            self._templates[self._templates.index(template)] = None
-        template.kill()
+    def _worker(self, slot: Slot, limits: Limits) -> Worker:
+        worker = _Control()
+        try:
+            with self._lock:
+                template = self._control or self._begin()
+                message = b"W" + (limits.memory_mb << 20).to_bytes(8, "big") + (limits.file_mb << 20).to_bytes(8, "big")
+                fds = [slot.stdout, slot.stderr, worker.theirs.fileno(), slot.ruleset, slot.directory]
+                try:
+                    template.ask(message, fds, b"W")
+                except TemplateDied:
+                    self._end()
+                    raise
+            worker.theirs.close()
+            worker.ask(b"", [], b"H")
+        except BaseException:
+            worker.close()
+            raise
+        return Worker(worker, limits)
+
+    def _begin(self) -> _Control:
+        control = _Control()
+        fd = control.theirs.fileno()
+        self._popen = subprocess.Popen(
+            [sys.executable, *_PYTHON_FLAGS, _TEMPLATE, "serve", str(fd), str(os.getpid()), self._root],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+            cwd="/",
+            pass_fds=(fd,),
+            start_new_session=True,
+        )
+        control.theirs.close()
+        self._control = control
+        try:
+            control.ask(b"", [], b"H")
+        except TemplateDied as error:
+            self._end()
+            raise LaunchFailed(f"{sys.executable} did not start as a template") from error
+        except LaunchFailed:
+            self._end()
+            raise
+        return control
+
+    def _end(self) -> None:
+        popen, control, self._popen, self._control = self._popen, self._control, None, None
+        if control is not None:
+            control.close()
+        if popen is not None:
+            try:
+                popen.wait(2.0)
+            except subprocess.TimeoutExpired:
+                popen.kill()
+                popen.wait()
 
     def forget_dead(self) -> None:
-        """Drops every template whose process is gone."""
-        for template in list(self._templates):
-            if template is not None and template._popen.poll() is not None:
-                self.forget(template)
+        """Drops the template when its process is gone."""
+        with self._lock:
+            if self._popen is not None and self._popen.poll() is not None:
+                self._end()
 
     def close(self) -> None:
-        """Ends the templates."""
+        """Ends the template and everything forked from it."""
         with self._lock:
-            templates = list(self._templates)
-            self._templates[:] = [None] * len(templates)
-        for template in templates:
-            if template is not None:
-                template.kill()
+            self._end()
 
 
 class CommandLauncher:
@@ -346,11 +364,11 @@ class CommandLauncher:
         if backend == "bwrap" and shutil.which("bwrap") is None:
             raise LaunchFailed("bwrap is not installed")
 
-    def start(self, slot: Slot, stdin: int) -> Process:
+    def start(self, slot: Slot, stdin: int, limits: Limits) -> Process:
         """Starts a process; see `Launcher`."""
         ours, theirs = socket.socketpair()
         with theirs:
-            command = self._command(slot, theirs.fileno())
+            command = self._command(theirs.fileno(), limits)
             start = functools.partial(
                 subprocess.Popen, command, stdin=stdin, stdout=slot.stdout, stderr=slot.stderr, env=environment(),
                 cwd=slot.scratch, pass_fds=(theirs.fileno(),), start_new_session=True,
@@ -363,9 +381,10 @@ class CommandLauncher:
         pidfd = os.pidfd_open(popen.pid) if hasattr(os, "pidfd_open") else -1
         return Process(popen.pid, pidfd, ours, popen)
 
-    def _command(self, slot: Slot, channel: int) -> list[str]:
+    def _command(self, channel: int, limits: Limits) -> list[str]:
         layers = "seccomp" if self._backend == "bwrap" else "bare"
         python = [sys.executable, *_PYTHON_FLAGS, _TEMPLATE, "once", str(channel), layers]
+        python += [str(limits.memory_mb << 20), str(limits.file_mb << 20)]
         if self._backend != "bwrap":
             return python
         command = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
@@ -375,7 +394,17 @@ class CommandLauncher:
         for link in ("/lib", "/lib64", "/bin", "/usr/bin/python3"):
             if os.path.islink(link):
                 command += ["--symlink", os.readlink(link), link]
-        command += ["--size", str(64 << 20), "--tmpfs", "/scratch", "--remount-ro", "/", "--chdir", "/scratch", "--"]
+        command += [
+            "--size",
+            str(limits.disk_mb << 20),
+            "--tmpfs",
+            "/scratch",
+            "--remount-ro",
+            "/",
+            "--chdir",
+            "/scratch",
+            "--",
+        ]
         return command + python
 
     def close(self) -> None:

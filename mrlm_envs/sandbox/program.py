@@ -66,9 +66,7 @@ class Program:
         self._poller = select.poll()
         self._poller.register(process.channel, select.POLLIN)
         process.channel.setblocking(False)
-        cpu_seconds = int(limits.total) + 2
-        start = [limits.memory_mb << 20, cpu_seconds, limits.file_mb << 20, seed, limits.recursion]
-        self._outgoing = _frame(["start", *start])
+        self._outgoing = _frame(["start", int(limits.total) + 2, seed, limits.recursion])
 
     def load(self, code: str, name: str = "solution", hosts: Mapping[str, Host] | None = None) -> Failure | None:
         """Executes the program's top level; as `__main__` the whole script, to its end.

@@ -178,7 +178,7 @@ class Sandbox:
     def _launch(self, launcher: Launcher, slot: Slot, limits: Limits, stdin: str | None, seed: int) -> Program:
         source = _stdin(stdin)
         try:
-            process = launcher.start(slot, source)
+            process = launcher.start(slot, source, limits)
         finally:
             os.close(source)
         program = Program(process, slot, limits, seed)
@@ -226,11 +226,7 @@ class Sandbox:
         for backend in ("landlock", "bwrap") if self._backend == "auto" else (self._backend,):
             try:
                 launcher: Launcher
-                launcher = (
-                    TemplateLauncher(self._root, min(self._workers, 8))
-                    if backend == "landlock"
-                    else CommandLauncher(backend)
-                )
+                launcher = TemplateLauncher(self._root) if backend == "landlock" else CommandLauncher(backend)
                 self._probe(launcher)
                 return launcher
             except (LaunchFailed, TemplateDied, OSError, RuntimeError) as error:
@@ -242,9 +238,9 @@ class Sandbox:
 
     def _probe(self, launcher: Launcher) -> None:
         """Runs a trusted program through a launcher, so that what does not work is known before it matters."""
-        slot = Slot(self._root, launcher.with_landlock)
+        slot, limits = Slot(self._root, launcher.with_landlock), Limits(timeout_s=20.0)
         try:
-            program = Program(launcher.start(slot, source := _stdin(None)), slot, Limits(timeout_s=20.0), 0)
+            program = Program(launcher.start(slot, source := _stdin(None), limits), slot, limits, 0)
             os.close(source)
             try:
                 failure = program.load(_CANARY)

@@ -1,11 +1,14 @@
 """The process that sandboxes are forked from: clean, single-threaded, standard library only, started by path.
 
-`template.py serve CONTROL OWNER SCRATCH` waits on a control socket and forks a child for each request, which arrives
-with the child's file descriptors. A child stays unreaped until the owner has done with its pid. When the owner dies,
-so does everything here, and its scratch directories with it.
-`template.py once CHANNEL seccomp|bare` is a single child with no template, for bubblewrap and for no isolation.
+`template.py serve CONTROL OWNER SCRATCH` forks workers on request. A worker is locked into a scratch directory of its
+own and forks a child for each run; so what is costly is done once a worker, and a child only puts on its seccomp filter
+(under which no one can fork). File descriptors arrive with the requests, on Unix sockets. A child stays unreaped until
+the owner has done with its pid. When the owner dies, so does everything here, and the scratch directories with it.
+`template.py once CHANNEL seccomp|bare MEMORY FILE` is a single child with no template, for the other backends.
 """
 
+import _socket  # the bare C module: `socket` would double the template's size
+import array
 import gc
 import importlib
 import importlib.util
@@ -14,6 +17,7 @@ import select
 import signal
 import sys
 import types
+from collections.abc import Callable
 
 # What model code mostly imports. Each module preloaded makes every fork a little dearer, each missing one makes the
 # programs that import it a lot dearer; these paid for themselves on HumanEval and MBPP.
@@ -21,8 +25,6 @@ PRELOADED = [
     "abc", "bisect", "cmath", "collections", "collections.abc", "contextlib", "copy", "enum", "functools", "heapq",
     "itertools", "json", "math", "operator", "random", "re", "resource", "string", "struct", "time", "typing",
 ]  # fmt: skip
-
-_FDS = 6  # channel, stdin, stdout, stderr, Landlock ruleset, scratch directory
 
 
 def _load(name: str) -> types.ModuleType:
@@ -43,27 +45,20 @@ def _address_space() -> int:
         return 64 << 20
 
 
-def _become_child(child: types.ModuleType, program: bytes, base_memory: int, template: int, fds: list[int]) -> None:
-    channel, stdin, stdout, stderr, ruleset, scratch = fds
-    os.fchdir(scratch)
-    for number, fd in enumerate((stdin, stdout, stderr, channel)):
-        os.dup2(fd, number, inheritable=False)
-    child.serve(child.Isolation(ruleset, program, template, base_memory))
-
-
 def serve(control_fd: int, owner: int, scratch_root: str) -> None:
-    """Forks on request until told to quit, or until the owner is gone."""
-    import _socket
-    import array
-
+    """Forks workers on request until told to quit, or until the owner is gone."""
     isolation, _, child = _load("isolation"), _load("values"), _load("child")
+    hook = os.register_at_fork
+    os.register_at_fork = lambda **_: None  # `random` would reseed itself in every child; we seed it there ourselves
     for name in PRELOADED:
         importlib.import_module(name)
+    os.register_at_fork = hook
     for name in ("isolation", "values", "child"):
         del sys.modules[name]
+    sys.argv = ["solution.py"]
     control = _socket.socket(fileno=control_fd)
     try:
-        program = isolation.seccomp_program()
+        restrict = isolation.seccomp_restriction(isolation.seccomp_program())
     except isolation.IsolationError as error:
         control.send(b"E" + str(error).encode())
         return
@@ -71,54 +66,110 @@ def serve(control_fd: int, owner: int, scratch_root: str) -> None:
     if os.getppid() != owner:
         return
     base_memory, template = _address_space(), os.getpid()
-    children: set[int] = set()
+    workers: set[int] = set()
     gc.collect()
     gc.disable()
     gc.freeze()
     poller = select.poll()
     poller.register(control, select.POLLIN)
     poller.register(owner_fd, select.POLLIN)
-    ancillary = _socket.CMSG_SPACE(_FDS * 4)
     control.send(b"H")
     while True:
         ready = dict(poller.poll())
         if owner_fd in ready:
             break
-        message, control_messages, _, _ = control.recvmsg(64, ancillary)
-        operation, pid = message[:1], int.from_bytes(message[1:5], "big")
-        if operation == b"F":
-            fds = array.array("i")
-            for _, _, data in control_messages:
-                fds.frombytes(data)
-            try:
-                pid = os.fork()
-            except OSError as error:
-                control.send(b"E" + str(error).encode())
-            else:
-                if pid == 0:
-                    try:
-                        _become_child(child, program, base_memory, template, fds.tolist())
-                    finally:
-                        os._exit(1)
-                children.add(pid)
-                pidfd = os.pidfd_open(pid)
-                rights = array.array("i", [pidfd])
-                control.sendmsg([b"P" + pid.to_bytes(4, "big")], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
-                os.close(pidfd)
-            for fd in fds:
-                os.close(fd)
-        elif operation in (b"R", b"S"):
-            _, status = os.waitpid(pid, 0)
-            children.discard(pid)
-            if operation == b"S":
-                control.send(b"S" + (os.waitstatus_to_exitcode(status) & 0xFFFFFFFF).to_bytes(4, "big"))
-        else:  # quit, or the owner closed its end
+        message, fds = _receive(control, 5)
+        for pid in [pid for pid in workers if os.waitpid(pid, os.WNOHANG)[0]]:
+            workers.discard(pid)
+        if message[:1] != b"W":  # quit, or the owner closed its end
             break
-    for pid in children:
+        limits = {"memory": int.from_bytes(message[1:9], "big"), "file": int.from_bytes(message[9:17], "big")}
+        pid = _fork(control)
+        if pid == 0:
+            try:
+                for number, fd in enumerate(fds[:3], start=1):  # stdout, stderr, the worker's own control socket
+                    os.dup2(fd, number, inheritable=False)
+                _work(_socket.socket(fileno=3), child, restrict, template, fds[3:], limits, base_memory)
+            finally:
+                os._exit(1)
+        if pid > 0:
+            workers.add(pid)
+            control.send(b"W")
+        for fd in fds:
+            os.close(fd)
+    for pid in workers:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     if owner_fd in ready:
         _remove(scratch_root)
+
+
+def _work(
+    control: _socket.socket,
+    child: types.ModuleType,
+    restrict: Callable[[], None],
+    template: int,
+    fds: list[int],
+    limits: dict[str, int],
+    base_memory: int,
+) -> None:
+    """One worker: locked into its scratch directory, it forks a child a run, which has only the filter to put on."""
+    try:
+        ruleset, scratch = fds
+        os.fchdir(scratch)
+        child.isolation.die_with(template)
+        os.umask(0o077)
+        child.lock_in(ruleset, limits, base_memory)
+        os.closerange(4, 1 << 16)
+    except BaseException as error:
+        control.send(b"E" + f"{type(error).__name__}: {error}".encode())
+        return
+    worker = os.getpid()
+    control.send(b"H")
+    while True:
+        message, received = _receive(control, 2)
+        operation, pid = message[:1], int.from_bytes(message[1:5], "big")
+        if operation == b"F":
+            pid = _fork(control)
+            if pid == 0:
+                try:
+                    channel, stdin = received
+                    os.dup2(stdin, 0, inheritable=False)
+                    os.dup2(channel, child.CHANNEL, inheritable=False)
+                    child.serve(worker, restrict)
+                finally:
+                    os._exit(1)
+            if pid > 0:
+                pidfd = os.pidfd_open(pid)
+                rights = array.array("i", [pidfd])
+                control.sendmsg([b"P" + pid.to_bytes(4, "big")], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+                os.close(pidfd)
+            for fd in received:
+                os.close(fd)
+        elif operation in (b"R", b"S"):
+            _, status = os.waitpid(pid, 0)
+            if operation == b"S":
+                control.send(b"S" + (os.waitstatus_to_exitcode(status) & 0xFFFFFFFF).to_bytes(4, "big"))
+        else:
+            return
+
+
+def _receive(control: _socket.socket, count: int) -> tuple[bytes, list[int]]:
+    """A message and the file descriptors that came with it."""
+    message, ancillary, _, _ = control.recvmsg(64, _socket.CMSG_SPACE(count * 4))
+    fds = array.array("i")
+    for _, _, data in ancillary:
+        fds.frombytes(data)
+    return message, fds.tolist()
+
+
+def _fork(control: _socket.socket) -> int:
+    """Forks; reports a failure to the owner and returns -1."""
+    try:
+        return os.fork()
+    except OSError as error:
+        control.send(b"E" + str(error).encode())
+        return -1
 
 
 def _remove(root: str) -> None:
@@ -130,17 +181,21 @@ def _remove(root: str) -> None:
     os.rmdir(root)
 
 
-def once(channel: int, layers: str) -> None:
+def once(channel: int, layers: str, memory: int, file: int) -> None:
     """Serves a single judge, with seccomp when asked and resource limits always."""
     isolation, _, child = _load("isolation"), _load("values"), _load("child")
     if channel != child.CHANNEL:
         os.dup2(channel, child.CHANNEL, inheritable=False)
-    program = isolation.seccomp_program() if layers == "seccomp" else b""
-    child.serve(child.Isolation(-1, program, 0, _address_space()))
+    sys.argv = ["solution.py"]
+    child.lock_in(-1, {"memory": memory, "file": file}, _address_space())
+    if layers == "seccomp":
+        isolation.prctl("no_new_privs", isolation.PR_SET_NO_NEW_PRIVS, 1)
+        child.serve(0, isolation.seccomp_restriction(isolation.seccomp_program()))
+    child.serve(0, lambda: None)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
     else:
-        once(int(sys.argv[2]), sys.argv[3])
+        once(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
