@@ -360,6 +360,8 @@ def test_multi_step_chains_come_out_as_told() -> None:
             sign = next(sign for sign, verbs in signs.items() if re.search(verbs, sentence))
             number = value(f"({number}) {sign} {integers(sentence)[-1]}")
         assert number == (integers(sentences[-2])[0] if backwards else Fraction(made.answer)), made
+        # Two sums in a row could be swapped, and the same task would have two ids.
+        assert not re.search(r"[+-]\d+[+-]|[*/]\d+[*/]", made.task_id), made
 
 
 # Sums, the toy policy's task.
