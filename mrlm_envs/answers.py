@@ -9,6 +9,7 @@ import re
 _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 _MAX_BARE = 80  # characters; a longer reply is prose, not a bare value
 _MAX_ANCHORED = 400  # characters; an answer announced by "answer is" is cut here
+_ANCHOR_TAIL = 20_000  # characters at the end of a reply in which an announcement is looked for
 
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{|\\.|[{}]", re.DOTALL)
 _BOX_OPEN = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{")
@@ -106,6 +107,7 @@ def hashed(text: str) -> str | None:
 
 def anchored(text: str) -> str | None:
     """What the last "answer is …" or "Answer: …" announces, up to the end of its sentence; None when there is none."""
+    text = text[-_ANCHOR_TAIL:]
     for word in reversed(list(_ANSWER.finditer(text))):
         anchor = _ANCHOR.match(text, word.start())
         if anchor is None:

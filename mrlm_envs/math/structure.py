@@ -16,6 +16,7 @@ _SYMBOL = re.compile(
     r"(?:\\[A-Za-z]+|[A-Za-z]{1,3}|[A-Z]?[a-z]+(?:\s[a-z]+){0,2})"
     r"(?:\s*_\s*(?:\w|\{[\w\s,]*\}))?'*(?:\s*\([A-Za-z0-9,\s]*\))?"
 )
+_POINT = re.compile(r"\([A-Za-z](?:\s*,\s*[A-Za-z]){1,3}\)")
 _RELATION = re.compile(r"\\(?:le|ge|ne)(?![A-Za-z])|[<>=]")
 _MEMBER = re.compile(r"([A-Za-z])\s*\\in\s+(.*)", re.DOTALL)
 _BUILDER = re.compile(
@@ -44,8 +45,9 @@ class Collection(NamedTuple):
 
 
 def is_symbol(text: str) -> bool:
-    """Whether a text is a name: `x`, `x_1`, `f(x)`, `AB`, `total cost`."""
-    return len(text) <= 40 and _SYMBOL.fullmatch(text.strip()) is not None
+    """Whether a text is a name: `x`, `x_1`, `f(x)`, `AB`, `total cost`, `(x, y)`."""
+    text = text.strip()
+    return len(text) <= 40 and (_SYMBOL.fullmatch(text) or _POINT.fullmatch(text)) is not None
 
 
 def split_top(text: str, separators: str) -> list[str]:
@@ -152,6 +154,10 @@ def intervals(text: str) -> tuple[str, list[Collection]] | None:
         name, text = member[1], member[2]
     if _REALS.fullmatch(text):
         return name, [Collection("()", [r"-\infty", r"\infty"])]
+    unequal = relation_sides(text)
+    if unequal is not None and unequal[0] == r"\ne" and is_symbol(unequal[1][0]):
+        name, hole = unequal[1]
+        return name, [Collection("()", [r"-\infty", hole]), Collection("()", [hole, r"\infty"])]
     parts: list[Collection] = []
     for piece in _OR.split(text):
         found = _one_interval(piece.strip())

@@ -1,6 +1,6 @@
 """Comparing expressions with math-verify, in worker processes: any thread may ask, nothing an agent writes can hang it.
 
-Workers start at the first question (about half a second, `warm_up` does it ahead of time) and stay. The deadline counts
+Workers start when they are needed (about a second, `warm_up` does it ahead of time) and stay. The deadline counts
 from the moment a worker takes the question: waiting for a worker to start, or for one that other threads keep busy,
 is our time and not the agent's.
 """
@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-SECONDS = 1.2  # a comparison that takes longer is "different"
+SECONDS = 1.4  # a comparison that takes longer is "different"
 _PATIENCE = 0.3  # beyond it, until a worker that says nothing is given up
 _START_SECONDS = 60.0  # for a worker to import sympy on a machine under load
 _CANARY = ("value", [r"\frac{1}{2}x"], [r"x/2"])
@@ -85,48 +85,41 @@ class _Worker:
 
 
 class _Pool:
-    """A few workers, lent to one thread each."""
+    """A few workers, each lent to one thread at a time; started when all others are busy."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self) -> None:
+        self.size = min(4, os.cpu_count() or 1)
         self.workers: list[_Worker] = []
         self._free: list[_Worker] = []
         self._change = threading.Condition()
 
-    def start(self) -> None:
-        """Start what is missing, in the background."""
-        with self._change:
-            while len(self.workers) < self.size:
-                worker = _Worker()
-                self.workers.append(worker)
-                self._free.insert(0, worker)
-            self._change.notify_all()
-
     def take(self) -> _Worker:
-        self.start()
         with self._change:
-            self._change.wait_for(lambda: self._free)
-            return self._free.pop()
+            self._change.wait_for(lambda: self._free or len(self.workers) < self.size)
+            if self._free:
+                return self._free.pop()
+            self.workers.append(_Worker())
+            return self.workers[-1]
 
     def give(self, worker: _Worker) -> None:
         with self._change:
             self._free.append(worker)
             self._change.notify()
 
-    def replace(self, worker: _Worker) -> None:
+    def drop(self, worker: _Worker) -> None:
         worker.kill()
         with self._change:
             self.workers.remove(worker)
-        self.start()
+            self._change.notify()
 
 
-_pool = _Pool(size=2)
+_pool = _Pool()
 
 
 def _forget() -> None:
     """After a fork: the workers, locks and threads are the parent's; this process starts its own."""
     global _pool
-    _pool = _Pool(size=2)
+    _pool = _Pool()
 
 
 def _stop() -> None:
@@ -140,12 +133,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def warm_up() -> None:
-    """Start the workers and wait until they can answer.
+    """Start a worker, if none runs, and wait until it can answer.
 
     Raises:
-        EnvFault: They cannot (math-verify is missing or broken).
+        EnvFault: It cannot (math-verify is missing or broken).
     """
-    _pool.start()
     same(*_CANARY)
 
 
@@ -180,7 +172,7 @@ def same(kind: str, gold: Sequence[str], answer: Sequence[str], budget: Budget |
             if usable:
                 _pool.give(worker)
             else:
-                _pool.replace(worker)
+                _pool.drop(worker)
         if usable:
             return verdict == b"E"
         if start == b"F":

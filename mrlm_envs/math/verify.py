@@ -153,8 +153,15 @@ def _assigns(sides: list[str], gold: str, budget: symbolic.Budget, depth: int) -
     return is_symbol(sides[0]) and all(_same(side, gold, budget, depth + 1) for side in sides[1:])
 
 
+def _value_of(text: str, other: str) -> str:
+    r"""`S = \{1, 2\}` or `(x, y) = (1, 2)` without its name, when the other side has none."""
+    sides = equation(text)
+    return sides[1] if sides is not None and len(sides) == 2 and is_symbol(sides[0]) and "=" not in other else text
+
+
 def _structured(answer: str, gold: str, budget: symbolic.Budget, depth: int) -> bool:
     """Take both apart as the reference's form says."""
+    answer, gold = _value_of(answer, gold), _value_of(gold, answer)
     rows, mine = matrix(gold), matrix(answer)
     if rows is not None or mine is not None:
         if rows is None or mine is None or [len(row) for row in rows] != [len(row) for row in mine]:

@@ -19,6 +19,14 @@ from typing import Any
 
 _MEMORY = 1 << 30  # bytes a comparison may map on top of what the worker has
 _PR_SET_PDEATHSIG = 1
+_WARM = [  # what a forked child finds in sympy's and the parser's caches; the first must be equal
+    (r"\frac{\sqrt{3}}{2}x^{2}", r"\sqrt{3}x^2/2"),
+    (r"(x+1)^2", r"x^2+2x+2"),
+    (r"\frac{x+1}{x-1}", r"\frac{\sqrt[3]{5}}{1+\sqrt{2}}"),
+    (r"\sin^2(x)+\cos(2x)", r"e^{-x}+\ln 2"),
+    (r"3+4i", r"\frac{\pi}{4}+|y|"),
+    (r"\arctan \frac{1}{2}", r"-1.5a_1"),
+]
 
 
 def _die_with_parent() -> None:
@@ -114,7 +122,8 @@ def main() -> None:
     os.dup2(2, 1)  # nothing a library prints may look like a verdict
     sys.path[:] = json.loads(sys.argv[1])
     try:
-        warm = same("value", [r"\frac{\sqrt{3}}{2}x^{2}"], [r"\sqrt{3}x^2/2"]) and same("=", ["y", "2x"], ["2x-y", "0"])
+        verdicts = [same("value", [gold], [answer]) for gold, answer in _WARM]
+        warm = verdicts[0] and not any(verdicts[1:]) and same("=", ["y", "2x+1"], ["2x-y", "-1"])
     except Exception as error:
         sys.stderr.write(f"{error!r}\n")
         warm = False
