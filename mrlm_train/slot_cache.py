@@ -1,0 +1,233 @@
+"""A model that reads and writes slots: rows of one key-value buffer a layer, where a token's index is its position.
+
+No left padding, no holes, and the tokens of a row may be computed in any number of passes. The invariant it rests on:
+a slot holds the tokens before some position, and what lies behind is never seen, because it is overwritten before a
+query gets that far. So padding and idle rows need no care: they write behind.
+
+Shape letters: B rows of a forward pass, T its tokens, H key-value heads, D head size, L places read, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from torch.distributed.tensor import DTensor
+from torch.nn import functional
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from mrlm_train.generate import decoding
+
+
+def supports(model: Any, max_context: int | None = None) -> str | None:
+    """Why a model cannot decode over slots, in a few words, or None when it can.
+
+    Looks at the configuration, then runs two short rows through slots and compares the logits with a plain forward
+    pass, which settles the matter for architectures nobody thought of.
+
+    Args:
+        model: a causal LM of Transformers, or a PEFT model around one.
+        max_context: longest context to come; some position encodings depend on it.
+    """
+    if reason := refusal(model, max_context):
+        return reason
+    size = model.config.get_text_config().vocab_size
+    ids_BT, lengths = np.arange(18).reshape(2, 9) * 7 % size, np.array([9, 5])
+    try:
+        with decoding(model):
+            slots = SlotModel(model, 2)
+            slots.forward(np.arange(2), ids_BT[:, :-1], np.zeros(2, np.int64), lengths - 2)
+            ours_BV = slots.forward(np.arange(2), ids_BT[[0, 1], lengths - 1][:, None], lengths - 1, lengths - 1)
+            rows = [torch.from_numpy(ids[:length])[None].to(model.device) for ids, length in zip(ids_BT, lengths)]
+            theirs_BV = torch.cat([model(input_ids=row, use_cache=False).logits[:, -1] for row in rows])
+    except Exception as error:  # whatever a foreign architecture raises, it is an answer
+        return f"its forward does not take a slot cache ({type(error).__name__}: {str(error)[:100]})"
+    ours_BV, theirs_BV = ours_BV.float(), theirs_BV.float()
+    apart = float((ours_BV - theirs_BV).abs().max() / theirs_BV.abs().max().clamp(min=1e-3))
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1  # 16-bit types round each shape differently
+    return None if apart <= tolerance else f"its logits through a slot cache are off by {apart:.0%}"
+
+
+def refusal(model: Any, max_context: int | None = None) -> str | None:
+    """What the configuration alone says against slots; see `supports`."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"attention {config._attn_implementation!r} takes no mask by position; load it with 'sdpa' or 'eager'"
+    if not kinds <= {"full_attention", "sliding_attention"} or getattr(config, "attention_chunk_size", None):
+        return f"its layers ({', '.join(sorted(kinds))}) need more than keys and values by position"
+    if model.config.is_encoder_decoder:
+        return "it has an encoder"
+    ropes = getattr(config, "rope_parameters", None) or {}
+    for rope in (ropes, *(value for value in ropes.values() if isinstance(value, dict))):
+        longest = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        if rope.get("rope_type") in ("dynamic", "longrope") and (max_context is None or max_context > longest):
+            return f"its positions ({rope['rope_type']}) depend on the longest row beyond {longest} tokens"
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return "its adapter adds virtual tokens"
+    if any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return "its parameters are sharded over processes"
+    return None
+
+
+@dataclass
+class _Window:
+    """Where a forward pass writes, and what its rows then read: the first `seen` places of their slots."""
+
+    slots: int
+    width: int
+    rows_B: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    places_BT: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    leading: bool = False  # the rows are 0, 1, 2, …: read without a copy
+    seen: int = 0
+
+
+class _SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, each of shape (slots, H, width, D)."""
+
+    is_sliding = False
+    keys: torch.Tensor  # type: ignore[assignment]
+    values: torch.Tensor  # type: ignore[assignment]
+
+    def __init__(self, window: _Window) -> None:
+        super().__init__()
+        self.window = window
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        # zeros, because a masked NaN is still a NaN
+        slots, width, heads = self.window.slots, self.window.width, key_states.shape[1]
+        self.keys = key_states.new_zeros(slots, heads, width, key_states.shape[-1])
+        self.values = value_states.new_zeros(slots, heads, width, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the new (B, H, T, D) states to their places; return all the rows hold, (B, H, L, D)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        index = self._index(self.window.rows_B, self.window.places_BT)
+        return self._write(self.keys, index, key_states), self._write(self.values, index, value_states)
+
+    def _write(self, buffer: torch.Tensor, index: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        buffer.view(-1, buffer.shape[-1]).index_copy_(0, index, states.reshape(-1, states.shape[-1]))
+        if self.window.seen == states.shape[2]:
+            return states  # nothing came before
+        seen = buffer[:, :, : self.window.seen]
+        return seen[: len(states)] if self.window.leading else seen.index_select(0, self.window.rows_B)
+
+    def _index(self, rows_B: torch.Tensor, places_BT: torch.Tensor) -> torch.Tensor:
+        """Where the entries lie in a buffer flattened to (slots * H * width, D), by row, head, place."""
+        heads, width = self.keys.shape[1:3]
+        heads_H1 = torch.arange(heads, device=rows_B.device)[:, None]
+        return ((rows_B[:, None, None] * heads + heads_H1) * width + places_BT[:, None]).reshape(-1)
+
+    def copy(self, sources: torch.Tensor, targets: torch.Tensor, places: torch.Tensor) -> None:
+        """Copy places between rows, entry by entry; all are read before any is written."""
+        from_index, to_index = self._index(sources, places[:, None]), self._index(targets, places[:, None])
+        for buffer in (self.keys, self.values):
+            flat = buffer.view(-1, buffer.shape[-1])
+            flat.index_copy_(0, to_index, flat.index_select(0, from_index))
+
+    def widen(self) -> None:
+        """Grow to the window's width."""
+        extra = (0, 0, 0, self.window.width - self.keys.shape[2])
+        self.keys, self.values = functional.pad(self.keys, extra), functional.pad(self.values, extra)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.window.seen, 0
+
+    def get_seq_length(self) -> int:
+        return 0  # positions and masks are always passed
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class SlotModel:
+    """A causal LM over slots, which grow as contexts do."""
+
+    def __init__(self, model: Any, slots: int) -> None:
+        """
+        Args:
+            model: the causal LM; PEFT models too.
+            slots: how many.
+        """
+        self.model = model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.config: Any = base.config.get_text_config()
+        self.window = _Window(slots, width=64)
+        self.cache = Cache(layer_class_to_replicate=partial(_SlotLayer, self.window))  # type: ignore[arg-type]
+        # prefill needs no logits, and decode those of one token
+        self.keep = {"logits_to_keep": 1} if "logits_to_keep" in signature(type(base).forward).parameters else {}
+
+    def forward(self, rows: np.ndarray, ids_BT: np.ndarray, first: np.ndarray, last: np.ndarray) -> torch.Tensor:
+        """Run tokens of some slots through the model, behind what the slots hold.
+
+        Args:
+            rows: slots, (B,). Slots 0, 1, 2, … are read without a copy.
+            ids_BT: their next tokens; rows that have fewer are padded with any.
+            first: position of each row's first token here.
+            last: and of its last; the padding lies behind.
+
+        Returns: logits at the last column, (B, V).
+        """
+        window, device = self.window, self.model.device
+        places_BT = first[:, None] + np.arange(ids_BT.shape[1])
+        window.seen = int(places_BT.max()) + 1
+        self.fit(window.seen)
+        if device.type == "cuda":  # fused attention kernels want aligned masks
+            window.seen = min(-(-window.seen // 16) * 16, window.width)
+        window.leading = np.array_equal(rows, np.arange(len(rows)))
+        window.rows_B, window.places_BT = torch.from_numpy(rows).to(device), torch.from_numpy(places_BT).to(device)
+        # learned position embeddings end somewhere: padding stays inside
+        positions_BT = torch.from_numpy(np.minimum(places_BT, last[:, None])).to(device)
+        output = self.model(
+            input_ids=torch.from_numpy(ids_BT).to(device),
+            position_ids=positions_BT,
+            attention_mask=self.mask(positions_BT),
+            past_key_values=self.cache,
+            use_cache=True,
+            **self.keep,
+        )
+        return output.logits[:, -1]
+
+    def mask(self, positions_BT: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Additive attention mask (B, 1, T, L), by type of layer where the configuration lists types.
+
+        Additive, because eager attention adds it; by type, because a window is ignored otherwise.
+        """
+        places_L = torch.arange(self.window.seen, device=positions_BT.device)
+        types: Any = getattr(self.config, "layer_types", None)
+        size: Any = getattr(self.config, "sliding_window", None)
+
+        def additive(windowed: bool) -> torch.Tensor:
+            hidden_BTL = places_L > positions_BT[..., None]
+            if windowed:
+                hidden_BTL |= places_L <= positions_BT[..., None] - size
+            mask_BTL = torch.zeros(hidden_BTL.shape, dtype=self.model.dtype, device=hidden_BTL.device)
+            return mask_BTL.masked_fill_(hidden_BTL, torch.finfo(self.model.dtype).min)[:, None]
+
+        if types is None:
+            return additive(size is not None)
+        return {kind: additive(kind == "sliding_attention") for kind in set(types)}
+
+    def copy(self, sources: np.ndarray, targets: np.ndarray, counts: np.ndarray) -> None:
+        """Copy the first `counts` tokens from slots to slots; all are read before any is written."""
+        places = np.concatenate([np.arange(count) for count in counts])
+        moves = np.repeat(sources, counts), np.repeat(targets, counts), places
+        tensors = [torch.from_numpy(move).to(self.model.device) for move in moves]
+        for layer in self.cache.layers:
+            layer.copy(*tensors)  # type: ignore[union-attr]
+
+    def fit(self, width: int) -> None:
+        """Make room for contexts of `width` tokens."""
+        if width > self.window.width:
+            self.window.width = -(-max(width, self.window.width * 3 // 2) // 64) * 64
+            for layer in self.cache.layers:
+                layer.widen()  # type: ignore[union-attr]
