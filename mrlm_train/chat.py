@@ -8,6 +8,7 @@ rendering a dummy conversation. So the policy never sees, and is never trained o
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,9 +55,11 @@ class Chat:
             template_kwargs: passed to the template (`enable_thinking` …).
             system_prompt: replaces every environment's own.
             eos_ids: end tokens of the model's generation config.
-            single_turn: episodes have one turn, so a template that rewrites history does no harm.
+            single_turn: episodes have one turn, so there is no history to rewrite.
 
-        Errors: ValueError in one line when there is no template, or one that rewrites history.
+        Warns when the template rewrites earlier turns: nothing here renders them again, but a server would.
+
+        Errors: ValueError in one line when there is no template, or one that drops messages.
         """
         self.tokenizer, self.system_prompt = tokenizer, system_prompt
         self._kwargs = dict(template_kwargs or {})
@@ -66,19 +69,26 @@ class Chat:
                 "tokenizer.chat_template (in YAML model.chat_template: a Jinja file)"
             )
         self._template: str | None = None
-        if not single_turn and not self._keeps_history():
-            self._template = _training_template(tokenizer)
-            if self._template is None or not self._keeps_history():
-                raise ValueError(
-                    f"the chat template of {tokenizer.name_or_path!r} rewrites earlier turns, so multi-turn ids would "
-                    "not match; set model.chat_template to one that keeps them, or rollout.max_turns to 1"
-                )
+        try:
+            keeps_history = single_turn or self._keeps_history()
+            if not keeps_history:
+                self._template = _training_template(tokenizer)
+                keeps_history = self._template is not None and self._keeps_history()
+        except (TemplateError, ValueError, TypeError) as error:
+            raise ValueError(f"the chat template of {tokenizer.name_or_path!r} fails on plain text: {error}") from None
+        if not keeps_history:
+            self._template = None
+            warnings.warn(
+                f"the chat template of {tokenizer.name_or_path!r} rewrites earlier turns (thinking templates drop the "
+                "thoughts); episodes keep every token as it was sampled, so serve the model with a template that does",
+                stacklevel=2,
+            )
         self._has_system = self._renders([{"role": "system", "content": _HEARD}, {"role": "user", "content": _USER}])
         self._delimiters: dict[str, _Delimiters] = {}
         self._prompts: dict[str, list[int]] = {}
-        special = set(tokenizer.all_special_ids) | set(eos_ids)
+        self._special = set(tokenizer.all_special_ids) | set(eos_ids)
         before = self._encode(self._around("user").before)
-        self.closing_id: int | None = next((token for token in before if token in special), None)
+        self.closing_id: int | None = next((token for token in before if token in self._special), None)
         ends = [self.closing_id, tokenizer.eos_token_id, *eos_ids]
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(token for token in ends if token is not None))
         if not self.stop_ids:
@@ -108,9 +118,8 @@ class Chat:
             last_id: last sampled token of the turn.
         """
         ids = self._encode(self._reply_text(text, role))
-        if last_id == self.closing_id:
-            ids = ids[ids.index(last_id) + 1 :]
-        return ids
+        closing = next((i for i, token in enumerate(ids) if token in self._special), None)
+        return ids if closing is None or ids[closing] != last_id else ids[closing + 1 :]
 
     def action_text(self, ids: Sequence[int]) -> str:
         """What the policy said in a turn, as the environment hears it: without end tokens and turn markers."""
@@ -209,22 +218,23 @@ class Chat:
                 {"role": role, "content": text},
             ]
         )
-        return rendered.partition(_ANSWER)[2]
+        before, answer, after = rendered.partition(_ANSWER)
+        if not answer or _USER not in before:
+            raise ValueError(f"the chat template of {self.tokenizer.name_or_path!r} drops earlier messages")
+        return after
 
     def _around(self, role: str) -> _Delimiters:
         if role not in self._delimiters:
             try:
                 before, heard, after = self._after_answer(_HEARD, role).partition(_HEARD)
-                verbatim = heard != "" and self._after_answer(_NASTY, role) == before + _NASTY + after
-            except (TemplateError, ValueError):
-                heard = before = after = ""
-                verbatim = False
-            if heard:
-                self._delimiters[role] = _Delimiters(before, after, verbatim)
-            elif role != "user":
-                self._delimiters[role] = self._around("user")
-            else:
+                verbatim = self._after_answer(_NASTY, role) == before + _NASTY + after
+            except (TemplateError, ValueError, TypeError):
+                if role == "user":
+                    raise
+                heard = ""  # no such role in this template
+            if not heard and role == "user":
                 raise ValueError(f"the chat template of {self.tokenizer.name_or_path!r} drops user messages")
+            self._delimiters[role] = _Delimiters(before, after, verbatim) if heard else self._around("user")
         return self._delimiters[role]
 
 
