@@ -75,7 +75,7 @@ def _run_stage(config: RunConfig, resume: str | None) -> Path:
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(run_folder.Console)
-    with _interruptible() as callback:
+    with interruptible() as callback:
         trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if callback.is_set:
@@ -264,7 +264,7 @@ def _save(config: RunConfig, trainer: Any, final: Path) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-class _StopAtStepEnd(TrainerCallback):
+class StopAtStepEnd(TrainerCallback):
     """On Ctrl-C: finish the step, write a checkpoint, stop."""
 
     is_set = False
@@ -276,8 +276,9 @@ class _StopAtStepEnd(TrainerCallback):
 
 
 @contextmanager
-def _interruptible() -> Iterator[_StopAtStepEnd]:
-    callback = _StopAtStepEnd()
+def interruptible() -> Iterator[StopAtStepEnd]:
+    """Within it, Ctrl-C ends a Trainer that has the callback at its next step, with a checkpoint (`is_set`)."""
+    callback = StopAtStepEnd()
     if threading.current_thread() is not threading.main_thread():
         yield callback  # signals reach the main thread only
         return
