@@ -15,11 +15,13 @@ Shape letters: B rows, T tokens of a turn, V vocabulary.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -437,15 +439,34 @@ def engine_for(
     """The engine called `name`.
 
     Args:
-        name: "turn", or "auto" for the fastest that can run this model.
+        name: "slot", "turn", or "auto": the slot engine where it can run, else the turn engine, with one warning.
         model: the causal LM, unwrapped.
         sampling: with stop ids.
         pad_id: any valid token id.
         rows: conversations alive at once.
-        reduce: see `TurnEngine`; also keeps `generate` in step across processes.
+        reduce: see `TurnEngine`, the one engine that can; also keeps `generate` in step across processes.
 
-    Errors: ValueError for an unknown name.
+    Errors: ValueError for an unknown name, or for "slot" with a model that it cannot run.
     """
-    if name not in ("auto", "turn"):
-        raise ValueError(f"unknown engine {name!r}; known: auto, turn")
+    from mrlm_train.slots import SlotEngine, supports  # down here, because it imports this module
+
+    if name not in ("auto", "slot", "turn"):
+        raise ValueError(f"unknown engine {name!r}; known: auto, slot, turn")
+    if name != "turn":
+        verdicts, key = _VERDICTS.setdefault(model, {}), sampling.max_context
+        is_known = key in verdicts
+        if not is_known:
+            verdicts[key] = supports(model, key) if reduce is None else "its parameters are sharded over processes"
+        reason = verdicts[key]
+        if reason is None:
+            return SlotEngine(model, sampling, rows)
+        if name == "slot":
+            raise ValueError(
+                f"the slot engine cannot run {type(model).__name__}: {reason}; use engine 'turn' or 'auto'"
+            )
+        if not is_known:
+            warnings.warn(f"{type(model).__name__} runs on the slower turn engine: {reason}", stacklevel=2)
     return TurnEngine(ModelTurn(model, sampling, pad_id, synced=reduce is not None), sampling, rows, reduce)
+
+
+_VERDICTS: WeakKeyDictionary[Any, dict[int | None, str | None]] = WeakKeyDictionary()  # of `supports`, a model
