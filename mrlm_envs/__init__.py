@@ -13,6 +13,9 @@ __all__ = ["ENVIRONMENTS", "EnvFault", "Opening", "Options", "Reply", "TextEnv",
 # Short name -> (id, module of the environment class, name of the class).
 ENVIRONMENTS: dict[str, tuple[str, str, str]] = {
     "math": ("mrlm/Math-v0", "mrlm_envs.math.env", "MathEnv"),
+    "code": ("mrlm/Code-v0", "mrlm_envs.code.env", "CodeEnv"),
+    "debate": ("mrlm/Debate-v0", "mrlm_envs.debate.env", "DebateEnv"),
+    "llm": ("mrlm/LLM-v0", "mrlm_envs.llm.env", "LLMEnv"),
 }
 
 for _id, _module, _class in ENVIRONMENTS.values():
@@ -24,3 +27,11 @@ for _id, _module, _class in ENVIRONMENTS.values():
             # TextEnv checks types itself; Gymnasium's passive checker would double the cost of a step.
             disable_env_checker=True,
         )
+
+if "mrlm/Remote-v0" not in gymnasium.registry:
+    gymnasium.register(
+        "mrlm/Remote-v0",
+        entry_point="mrlm_envs.serving.remote:RemoteEnv",
+        vector_entry_point="mrlm_envs.serving.remote:RemoteVectorEnv",
+        disable_env_checker=True,
+    )
