@@ -8,16 +8,15 @@ from hypothesis import strategies as st
 
 from mrlm_envs import answers
 
+PIECES = [r"\boxed{", r"\fbox {", "{", "}", r"\}", "####", "<answer>", "</answer>", "<think>", "</think>", "answer is "]
+PIECES += ["Answer:", "18", " or ", r"\boxed 5", "\\", "\n", ".", "\ud800"]
 ANYTHING = st.text(
     st.one_of(
         st.characters(), st.characters(categories=["Cs"]), st.sampled_from("\\{}#<>/boxedthinkanswer is:.$18\n ")
     ),
     max_size=60,
 ) | st.lists(
-    st.sampled_from(
-        [*r"\boxed{ \fbox{ { } \} #### <answer> </answer> <think> </think> Answer: 18 \ .".split(), r"\boxed 5", "\n"]
-        + ["answer is ", " or ", "\ud800"]
-    ),
+    st.sampled_from(PIECES),
     max_size=30,
 ).map("".join)
 
@@ -39,9 +38,7 @@ def test_no_text_makes_any_of_them_raise(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit",
-    [*r"\boxed{ \boxed{} \boxed{1}, { } <answer> </think> <think> # #### \ . $".split(), "answer is ", "answer ", " "]
-    + ["\n", "answer\t", "answer is because", r"\boxed "],
+    "unit", [*PIECES, r"\boxed{}", r"\boxed{1},", r"\boxed ", "#", " ", "$", "answer ", "answer\t", "answer is because"]
 )
 def test_two_megabytes_of_one_thing_take_linear_time(unit: str) -> None:
     def seconds(size: int) -> float:

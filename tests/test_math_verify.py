@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrlm_envs.math import grade, symbolic
@@ -93,6 +93,7 @@ def test_gsm8k_gold_answers_are_right_in_each_spelling_and_their_neighbours_wron
         "\\boxed{\\text{any}}",
         "\\boxed{\\mathbb{R}}",
         "\\boxed{?}",
+        "\\boxed{$$ $x cm cm cm}",
         "\\boxed{\\frac{0}{0}}",
         '\\boxed{__import__("os")}',
     ],
@@ -109,6 +110,18 @@ def test_the_question_itself_is_no_answer_to_it() -> None:
 @given(st.text(st.characters() | st.characters(categories=["Cs"]), max_size=40), st.sampled_from(["18", "1/2", "50%"]))
 def test_no_reply_makes_it_raise_for_a_number(reply: str, gold: str) -> None:
     assert grade(f"\\boxed{{{reply}}}", gold) in (True, False)
+
+
+PIECES = (
+    r"\frac { } ( ) [ ] \{ \} , = < \le \cup \in \pm x 1 2 1/2 or \text{ cm % $ ^ _ ° − & \sqrt \approx \boxed{ . -"
+)
+GOLDS = ["18", "x<3", "(1,2)", "[1,3)", r"\{1,2\}", "x=5", "1,2", "101_2", r"3\pm\sqrt2", r"2\sqrt{3} \text{ cm}", "A"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from([*PIECES.split(), " ", "\ud800", "\x00"]), max_size=20), st.sampled_from(GOLDS))
+def test_no_half_written_latex_makes_it_raise_for_any_form_of_answer(pieces: list[str], gold: str) -> None:
+    assert grade(f"\\boxed{{{''.join(pieces)}}}", gold) in (True, False)
 
 
 @given(st.fractions(min_value=-(10**6), max_value=10**6), st.fractions(min_value=-(10**6), max_value=10**6))

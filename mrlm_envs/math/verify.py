@@ -190,7 +190,7 @@ def _structured(answer: str, gold: str, budget: symbolic.Budget, depth: int) -> 
     sides, my_sides = relation_sides(gold), relation_sides(answer)
     if sides is not None or my_sides is not None:
         return _same_relation(answer, my_sides, gold, sides, budget, depth)
-    return _same_expression(answer, gold, budget)
+    return _same_expression(answer, gold, budget, depth)
 
 
 def _same_collection(answer: Collection, gold: Collection, budget: symbolic.Budget, depth: int) -> bool:
@@ -250,7 +250,7 @@ def _same_relation(
     return symbolic.same(sides[0], texts[:2], texts[2:], budget)
 
 
-def _same_expression(answer: str, gold: str, budget: symbolic.Budget) -> bool:
+def _same_expression(answer: str, gold: str, budget: symbolic.Budget, depth: int) -> bool:
     based, mine = _based(gold), _based(answer)
     if based is not None:
         number = quantity(answer)
@@ -263,7 +263,7 @@ def _same_expression(answer: str, gold: str, budget: symbolic.Budget) -> bool:
             return False
         gold, answer = value, my_value
     elif measure or my_measure:
-        return _same(my_value, value, budget, 1)
+        return _same(my_value, value, budget, depth + 1)
     if _is_text(gold) or _is_text(answer):
         return _plain_words(answer) == _plain_words(gold) != ""
     answer, gold = _as_latex(answer), _as_latex(gold)

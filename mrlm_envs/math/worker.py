@@ -1,7 +1,7 @@
 r"""The grader's worker: a process of its own that compares two LaTeX expressions with math-verify.
 
 `symbolic.py` runs this file as a script; it imports nothing of ours. A request is a JSON line on stdin,
-`{"kind": "value" | "=" | "<" | "\\le" | …, "gold": [latex, …], "answer": [latex, …], "seconds": 1.2}`; the reply is one
+`{"kind": "value" | "=" | "<" | "\\le" | …, "gold": [latex, …], "answer": [latex, …], "seconds": 1.4}`; the reply is one
 byte: R(eady), E(qual), D(ifferent), L(ate), C(rashed), F(ault: math-verify cannot be imported).
 
 Each comparison runs in a forked child under a wall deadline and limits on memory and CPU time, so a bomb costs a fork
