@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import math
 import threading
 import time
 from collections import defaultdict
@@ -167,8 +168,8 @@ def _import(name: str) -> Any:
 class EnvPool:
     """Instances of each entry, reused from episode to episode, and the threads that step them.
 
-    A call that an environment answers within `inline_seconds` runs at once in the caller's thread, where it costs
-    less than handing it to another; one slow answer moves that entry to the threads for its next hundred calls.
+    Where an environment has answered within `inline_seconds`, the next call of the kind runs in the caller's thread,
+    which costs less than handing it to another; one slow answer moves them to the threads for the next hundred calls.
     """
 
     inline_seconds = 2e-4
@@ -178,7 +179,7 @@ class EnvPool:
         self.envs = envs
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="mrlm-env")
         self._idle: dict[int, list[gymnasium.Env]] = defaultdict(list)
-        self._pace = [float("inf")] * len(envs)  # seconds: the slowest recent call, decaying
+        self._pace: dict[tuple[int, str], float] = {}  # seconds: the slowest recent call of its kind, decaying
         self._lock = threading.Lock()
         self.rewards = [_import(e.reward) if isinstance(e.reward, str) else e.reward for e in envs]
         for index, entry in enumerate(envs):
@@ -204,18 +205,18 @@ class EnvPool:
         """Close an instance that failed, on a thread: closing may fail or hang as well."""
         self._threads.submit(env.close)
 
-    def submit(self, index: int, call: Callable[[], Any]) -> Future[Any]:
-        """Run `call` on an instance of entry `index`: now if its like are fast, else on a thread."""
+    def submit(self, index: int, kind: str, call: Callable[[], Any]) -> Future[Any]:
+        """Run `call` (a "reset" or a "step" of entry `index`): now if its like are fast, else on a thread."""
+        key = index, kind
 
         def timed() -> Any:
             start = time.perf_counter()
             try:
                 return call()
             finally:
-                seconds, slowest = time.perf_counter() - start, self._pace[index]
-                self._pace[index] = seconds if slowest == float("inf") else max(seconds, 0.97 * slowest)
+                self._pace[key] = max(time.perf_counter() - start, 0.97 * self._pace.get(key, 0.0))
 
-        if self._pace[index] > self.inline_seconds:
+        if self._pace.get(key, math.inf) > self.inline_seconds:
             return self._threads.submit(timed)
         future: Future[Any] = Future()
         try:

@@ -159,7 +159,7 @@ class _Play:
         self._mask: list[int] = []
         self._log_probs: list[float | None] | None = []
         self._prompt_length = 0
-        self._pending: Future[Any] | None = self._pool.submit(self._index, self._reset)
+        self._pending: Future[Any] | None = self._pool.submit(self._index, "reset", self._reset)
         self._hear = self._hear_reset
 
     @property
@@ -216,7 +216,7 @@ class _Play:
                 self._end(limit, truncated=True)
                 return
         self._hear = self._hear_step
-        self._pending = self._pool.submit(self._index, lambda: self._step(action))
+        self._pending = self._pool.submit(self._index, "step", lambda: self._step(action))
 
     def _reset(self) -> tuple[str, dict[str, Any]]:
         self._env = self._pool.take(self._index)
