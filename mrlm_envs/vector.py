@@ -174,21 +174,23 @@ def stack_infos(infos: Sequence[Info]) -> Info:
     """
     n = len(infos)
     stacked: Info = {}
-    for key in dict.fromkeys(key for info in infos for key in info):
-        present = np.fromiter((key in info for info in infos), np.bool_, n)
-        values = [info[key] for info in infos if key in info]
-        kind = type(values[0])
-        if kind is dict:
-            stacked[key] = stack_infos([info.get(key, {}) for info in infos])
+    first = infos[0].keys()
+    everyone = all(info.keys() == first for info in infos)
+    for key in first if everyone else dict.fromkeys(key for info in infos for key in info):
+        members = infos if everyone else [info for info in infos if key in info]
+        present = np.ones(n, np.bool_) if everyone else np.fromiter((key in info for info in infos), np.bool_, n)
+        values = [info[key] for info in members]
+        kinds = set(map(type, values))
+        if kinds == {dict}:
+            stacked[key] = stack_infos(values if everyone else [info.get(key, {}) for info in infos])
+        elif len(kinds) == 1 and kinds <= {int, float, bool}:
+            array = np.zeros(n, dtype=kinds.pop())
+            array[present] = values
+            stacked[key] = array
         else:
-            same = all(type(value) is kind for value in values)
-            is_number = same and kind in (int, float, bool) and key != "final_obs"
-            array = np.zeros(n, dtype=kind) if is_number else np.full(n, None, dtype=object)
-            if is_number:
-                array[present] = values
-            else:
-                for i, value in zip(np.flatnonzero(present), values):
-                    array[i] = value
+            array = np.full(n, None, dtype=object)
+            for i, value in zip(np.flatnonzero(present).tolist(), values):
+                array[i] = value
             stacked[key] = array
         stacked[f"_{key}"] = present
     return stacked

@@ -22,11 +22,10 @@ import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from mrlm_envs.math.verify import grade
-
 from mrlm_envs import answers
 from mrlm_envs.core import Opening, Options, Reply, TextEnv
 from mrlm_envs.math.tasks import KINDS, Problem, check_range, generate, problem
+from mrlm_envs.math.verify import grade
 from mrlm_envs.tasks import Source, Tasks
 from mrlm_envs.vector import TextVectorEnv
 
@@ -75,12 +74,13 @@ class MathEnv(TextEnv):
         return Opening(self.problem.question, task_id=self.problem.task_id)
 
     def respond(self, action: str) -> Reply:
-        found = answers.extract(action) is not None
-        rewards = {"correct": float(found and grade(action, self.problem.answer))}
+        is_correct = grade(action, self.problem.answer)
+        found = is_correct or answers.extract(action) is not None
+        rewards = {"correct": float(is_correct)}
         if self.format_reward:
             rewards["format"] = self.format_reward * (found and not self.format_is_paid)
             self.format_is_paid |= found
-        if rewards["correct"]:
+        if is_correct:
             return Reply("Correct.", rewards, done=True, success=True)
         if not found:
             text = "I found no final answer. Put it in \\boxed{}."
