@@ -1,0 +1,116 @@
+"""One debate: two sides, a number of rounds, what was said in them, and the script of the built-in debater."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mrlm_envs.core import clean
+from mrlm_envs.debate.equations import contradicts
+from mrlm_envs.debate.rules import MAX_STATEMENT, POINTS, cited_ids
+from mrlm_envs.debate.topics import SIDES, Evidence, Topic, briefing, other
+from mrlm_envs.debate.verdict import Verdict
+
+SYSTEM_PROMPT = (
+    "You take part in a debate before a judge. Argue your side in a few sentences of prose, under 150 words a turn. "
+    "Cite your evidence as [P1], say what it shows and why it matters, and answer what the other side has said."
+)
+
+_OPENERS = (
+    "On this question {id} is worth hearing, since it tells us that {claim}, and this is what my side has said.",
+    "Let me turn to {id}: {claim}, which gives good support to the view that I defend.",
+    "We should keep in mind that {claim}, as {id} makes clear to everyone who wants to decide fairly.",
+    "My case also rests on {id}, and the reason is simple: {claim}.",
+    "Nobody should overlook {id}, because it reports that {claim}, so the point goes to us.",
+)
+_REBUTTALS = (
+    "The other side relies on {theirs}, but that does not hold against {id}: {claim}.",
+    "What my opponent drew from {theirs} fails, for we learn in {id} that {claim}.",
+    "I cannot accept {theirs} after reading {id}, where it says that {claim}.",
+)
+
+
+@dataclass(slots=True)
+class Match:
+    """The state of one debate.
+
+    Attributes:
+        topic: What is debated.
+        length: How many rounds it has.
+        rounds: What was said, cut to `MAX_STATEMENT` characters a statement.
+    """
+
+    topic: Topic
+    length: int
+    rounds: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all rounds have been spoken."""
+        return len(self.rounds) == self.length
+
+    def hear(self, statements: Mapping[str, str]) -> None:
+        """Take both sides' statements of one round."""
+        self.rounds.append({side: clean(statements[side][:MAX_STATEMENT]) for side in SIDES})
+
+    def briefing(self, side: str) -> str:
+        """What a side reads at reset."""
+        return briefing(self.topic, side, self.length)
+
+    def news(self, side: str) -> str:
+        """What a side hears after a round: the other side's newest statement."""
+        return self.rounds[-1][other(side)] or "(The other side said nothing.)"
+
+
+def result(verdict: Verdict, side: str) -> str:
+    """The judge's decision in words, for one side."""
+    mine, theirs = verdict.total(side), verdict.total(other(side))
+    word = "is a draw" if verdict.winner is None else "is yours" if verdict.winner == side else "is lost"
+    notes = "".join(f"\n- {note}" for note in verdict.notes[side])
+    return f"The debate {word}, {mine:.2f} to {theirs:.2f}.{notes}"
+
+
+def script(match: Match, side: str, rng: np.random.Generator, care: float = 1.0) -> str:
+    """An honest statement for the next round: answers to what was said, then evidence not used so far.
+
+    Args:
+        match: The debate so far.
+        side: Who speaks.
+        rng: Draws the order and the wording.
+        care: The probability of taking each opportunity (an answer, a second piece of evidence).
+    """
+    mine = match.topic.case(side).evidence
+    theirs = {item.id: item for item in match.topic.case(other(side)).evidence}
+    my_words = " ".join(spoken[side] for spoken in match.rounds)
+    used = cited_ids(my_words)
+    sentences: list[str] = []
+    fresh = [item for item in mine if item.id not in used]
+    fresh = [fresh[i] for i in rng.permutation(len(fresh))]
+    for name in (name for spoken in match.rounds for name in cited_ids(spoken[other(side)])):
+        target = theirs.get(name)
+        if target is None or name in used or len(sentences) == POINTS or rng.random() >= care:
+            continue
+        if (item := _answer(mine, target)) is not None:
+            used.append(name)
+            fresh = [other_item for other_item in fresh if other_item.id != item.id]
+            sentences.append(_say(_REBUTTALS, rng, item, target))
+    left = match.length - len(match.rounds) - 1  # keep something to say for each later round
+    for item in fresh[: max(1, len(fresh) - left)]:
+        if len(sentences) == POINTS or (sentences and rng.random() >= care):
+            break
+        sentences.append(_say(_OPENERS, rng, item))
+    return " ".join(sentences) or "I stand by what I have said, and I ask the judge to weigh it."
+
+
+def _answer(mine: tuple[Evidence, ...], target: Evidence) -> Evidence | None:
+    """The first piece of evidence that refutes `target` as far as the speaker can tell."""
+    for item in mine:
+        if target.id in item.refutes or contradicts(item.claim, target.claim):
+            return item
+    return None
+
+
+def _say(templates: tuple[str, ...], rng: np.random.Generator, item: Evidence, target: Evidence | None = None) -> str:
+    claim = item.claim[0].lower() + item.claim[1:] if item.claim[1:2].islower() else item.claim
+    text = templates[int(rng.integers(len(templates)))]
+    return text.format(id=f"[{item.id}]", claim=claim, theirs="" if target is None else f"[{target.id}]")

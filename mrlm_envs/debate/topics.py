@@ -1,0 +1,215 @@
+"""What is debated: motions with an evidence bank for each side, from the package, from a file, or generated.
+
+A row of a topic file:
+
+    {"id": "school-uniforms", "motion": "Public schools should require uniforms",
+     "pro": [{"id": "P1", "claim": "…", "source": "…", "refutes": ["C2"]}, …],
+     "con": [{"id": "C1", "claim": "…", "source": "…", "refutes": ["P1"]}, …]}
+
+`id`s of evidence may be left out (P1, P2, …, C1, C2, …), and so may `refutes`. The package's own topics are in
+`topics.json`; their claims are plausible common knowledge written for this project, not citations of real studies.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrlm_envs.debate import verifiable
+from mrlm_envs.tasks import Row, Source, Tasks, read_rows
+
+SIDES = ("pro", "con")
+FORMATS = ("open", "verifiable")
+_ID = re.compile(r"[A-Za-z]{1,8}\d{1,4}")
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One piece of a side's evidence.
+
+    Attributes:
+        id: How it is cited, as in `[P1]`.
+        claim: One sentence, without the full stop.
+        source: Where it is from.
+        refutes: Ids of the other side's evidence that it answers. Empty in verifiable debates, where the judge has to
+            find contradictions in the claims themselves.
+    """
+
+    id: str
+    claim: str
+    source: str
+    refutes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What one side defends, and with what."""
+
+    position: str
+    evidence: tuple[Evidence, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A motion (or a question with two answers) and the cases of both sides."""
+
+    task_id: str
+    motion: str
+    pro: Case
+    con: Case
+
+    def case(self, side: str) -> Case:
+        """The case of "pro" or "con"."""
+        return self.pro if side == "pro" else self.con
+
+    def swapped(self) -> "Topic":
+        """The same topic with the two cases exchanged."""
+        return Topic(self.task_id, self.motion, self.con, self.pro)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A drawn topic, and for a verifiable one the side that is right; only the topic goes to a judge."""
+
+    topic: Topic
+    truth: str | None = None
+
+    @property
+    def task_id(self) -> str:
+        """The topic's id."""
+        return self.topic.task_id
+
+
+def other(side: str) -> str:
+    """The opposing side."""
+    return "con" if side == "pro" else "pro"
+
+
+def topic_from_row(row: Row, number: int, source: str) -> Topic:
+    """A topic from a row of a topic file.
+
+    Raises:
+        ValueError: names the source, the row and the field that is missing or does not fit.
+    """
+    where = f"topics {source}, row {number}"
+    for name in ("id", "motion", "pro", "con"):
+        if name not in row:
+            raise ValueError(f"{where}: field {name!r} is missing (found: {', '.join(map(str, row))})")
+    for name in ("id", "motion"):
+        if not isinstance(row[name], str) or not row[name].strip():
+            raise ValueError(f"{where}: field {name!r} must be text, got {row[name]!r}")
+    banks = {side: _bank(row[side], side, where) for side in SIDES}
+    for side in SIDES:
+        known = {item.id for item in banks[other(side)]}
+        for item in banks[side]:
+            if unknown := set(item.refutes) - known:
+                raise ValueError(f"{where}: {item.id} refutes {min(unknown)}, which is not evidence of {other(side)}")
+    if shared := {item.id for item in banks["pro"]} & {item.id for item in banks["con"]}:
+        raise ValueError(f"{where}: both sides have evidence {min(shared)}")
+    positions = {"pro": "for the motion", "con": "against the motion"}
+    cases = {side: Case(positions[side], banks[side]) for side in SIDES}
+    return Topic(row["id"], row["motion"].strip().rstrip("."), cases["pro"], cases["con"])
+
+
+def _bank(items: Any, side: str, where: str) -> tuple[Evidence, ...]:
+    if not isinstance(items, Sequence) or isinstance(items, str) or not items:
+        raise ValueError(f"{where}: field {side!r} must be a list of at least one piece of evidence, got {items!r:.60}")
+    bank = []
+    for n, item in enumerate(items, start=1):
+        if not isinstance(item, Mapping) or not isinstance(item.get("claim"), str) or not item["claim"].strip():
+            raise ValueError(f"{where}: {side} evidence {n} must be an object with 'claim', got {item!r:.60}")
+        name = item.get("id") or f"{side[0].upper()}{n}"
+        if not isinstance(name, str) or not _ID.fullmatch(name):
+            raise ValueError(f"{where}: evidence id {name!r} must be letters and a number, such as P1")
+        refutes = item.get("refutes") or ()
+        if isinstance(refutes, str) or not all(isinstance(refuted, str) for refuted in refutes):
+            raise ValueError(f"{where}: 'refutes' of {name} must be a list of ids, got {refutes!r}")
+        claim = item["claim"].strip().rstrip(".")
+        source = str(item.get("source") or "no source")
+        bank.append(Evidence(name.upper(), claim, source, tuple(refuted.upper() for refuted in refutes)))
+    if len({item.id for item in bank}) < len(bank):
+        raise ValueError(f"{where}: two pieces of {side} evidence have the same id")
+    return tuple(bank)
+
+
+@lru_cache(maxsize=1)
+def builtin() -> dict[str, Topic]:
+    """The topics of the package, by id."""
+    rows = read_rows(Path(__file__).with_name("topics.json"))
+    topics = (topic_from_row(row, n, "topics.json") for n, row in enumerate(rows, start=1))
+    return {topic.task_id: topic for topic in topics}
+
+
+class Topics:
+    """The source of an environment's topics.
+
+    Args:
+        topic: The id of one topic; all by default.
+        tasks: A finite source of topic rows instead of the package's own.
+        format: "open" (motions) or "verifiable" (generated questions with one true and one false answer).
+        split: "train", "test" or "all".
+
+    Attributes:
+        num_tasks: How many topics a finite source has; None for the package's topics, which the caller sorts into
+            splits by their ids, and for generated questions.
+
+    Raises:
+        ValueError: On an unknown topic or format, or a row that does not fit.
+    """
+
+    def __init__(self, topic: str | None, tasks: Source | None, format: str, split: str) -> None:
+        if format not in FORMATS:
+            raise ValueError(f"format must be 'open' or 'verifiable', got {format!r}")
+        if format == "verifiable" and (topic is not None or tasks is not None):
+            raise ValueError("format='verifiable' generates its questions; topic and tasks go with format='open'")
+        self.format = format
+        self._tasks = None if tasks is None else Tasks(tasks, split, topic_from_row)
+        self._topics = list(builtin().values()) if tasks is None and format == "open" else []
+        self._named: Topic | None = None
+        if topic is not None:
+            known = builtin() if self._tasks is None else {row.task_id: row for row in self._tasks.rows}
+            if topic not in known:
+                raise ValueError(f"topic {topic!r} is not known (known: {', '.join(known)})")
+            self._named = known[topic]
+        self.num_tasks = 1 if self._named is not None else None if self._tasks is None else len(self._tasks)
+
+    def draw(self, rng: np.random.Generator, seed: int, options: Mapping[str, Any]) -> Draw:
+        """The topic of an episode; `options["task_id"]` picks one of a finite source."""
+        if self.format == "verifiable":
+            return _verifiable(rng)
+        if self._named is not None:
+            return Draw(self._named)
+        if self._tasks is None:
+            return Draw(self._topics[int(rng.integers(len(self._topics)))])
+        return Draw(self._tasks.named(options["task_id"]) if "task_id" in options else self._tasks.at(seed))
+
+
+def _verifiable(rng: np.random.Generator) -> Draw:
+    question = verifiable.generate(rng)
+    truth = SIDES[int(rng.integers(2))]
+    cases = {}
+    for side in SIDES:
+        answer, steps = question.true if side == truth else question.false
+        order = rng.permutation(len(steps)).tolist()  # the place of a slip must tell nothing
+        bank = (Evidence(f"{side[0].upper()}{n}", *steps[i]) for n, i in enumerate(order, start=1))
+        cases[side] = Case(f"that the answer is {answer}", tuple(bank))
+    return Draw(Topic(question.task_id, question.text, cases["pro"], cases["con"]), truth)
+
+
+def briefing(topic: Topic, side: str, rounds: int) -> str:
+    """What a side reads at reset: the motion, its task and its own evidence."""
+    case = topic.case(side)
+    kind = "Motion" if case.position.endswith("the motion") else "Question"
+    lines = [
+        f"{kind}: {topic.motion}",
+        f"You argue {case.position}. There are {rounds} rounds; in each, both sides speak at once.",
+        "Your evidence:",
+    ]
+    for item in case.evidence:
+        answers = f" Answers {', '.join(f'[{refuted}]' for refuted in item.refutes)}." if item.refutes else ""
+        lines.append(f"[{item.id}] {item.claim} ({item.source}).{answers}")
+    return "\n".join(lines)
