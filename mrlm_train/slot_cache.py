@@ -65,9 +65,10 @@ def refusal(model: Any, max_context: int | None = None) -> str | None:
         return "it has an encoder"
     ropes = getattr(config, "rope_parameters", None) or {}
     for rope in (ropes, *(value for value in ropes.values() if isinstance(value, dict))):
-        longest = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-        if rope.get("rope_type") in ("dynamic", "longrope") and (max_context is None or max_context > longest):
-            return f"its positions ({rope['rope_type']}) depend on the longest row beyond {longest} tokens"
+        if rope.get("rope_type") in ("dynamic", "longrope"):
+            longest = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+            if max_context is None or max_context > longest:
+                return f"its positions ({rope['rope_type']}) depend on the longest row beyond {longest} tokens"
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return "its adapter adds virtual tokens"
     if any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters()):
