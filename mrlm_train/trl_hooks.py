@@ -1,12 +1,15 @@
 """Everything that touches TRL's private parts, and nothing else does. Written for TRL 1.16.
 
-Each hook has a contract test in `tests/test_grpo.py` that fails when TRL moves it:
+Each hook has a contract test in `tests/test_grpo.py` or `tests/test_ppo.py` that fails when TRL moves it:
 
 - `_generate_and_score_completions(inputs)` is called once a generation with the rank's rows, each prompt repeated
   `num_generations` times, all dataset columns in them; its result is what `_compute_loss` reads.
 - `rollout_func(prompts, trainer)` must return as many rows as prompts, no completion empty; `env_mask` (1 = policy)
   becomes the loss mask; other keys reach the reward functions as columns; a reward of None leaves the baseline.
 - `_metrics[mode][name]` lists are averaged into the next log.
+- `_compute_loss(model, inputs)` takes `advantages` of shape (B, T), calls `_get_per_token_logps_and_entropies` once,
+  which keeps the last `logits_to_keep` positions, and divides by `inputs["num_items_in_batch"]`.
+- `_save(output_dir, state_dict)` and `_load_from_checkpoint(folder, model)` write and read the weights.
 - `_generate_single_turn(prompt_ids, images, multimodal_fields, num_generations)` generates on token ids, by vLLM too.
 """
 
@@ -15,12 +18,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
+from safetensors.torch import save_file
 from trl.distributed import DistributedBackend
-from trl.models.utils import unwrap_model_for_generation
+from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from mrlm_train.environments import EnvEntry
@@ -29,6 +34,10 @@ from mrlm_train.evaluation import evaluation_requests, evaluation_rollout, summa
 from mrlm_train.generate import Sampling, Turn, TurnRow, turn_length
 from mrlm_train.policy import Policy
 from mrlm_train.rollout import Rollout
+from mrlm_train.value_head import FILE as VALUE_HEAD_FILE
+from mrlm_train.value_head import NAME as VALUE_HEAD
+from mrlm_train.value_head import ValueHead
+from mrlm_train.value_head import load as load_value_head
 
 
 @dataclass
@@ -169,6 +178,107 @@ class EpisodeTrainer(PlayedEvaluation, GRPOTrainer):
     def count(self, name: str, value: float) -> None:
         """Add a value to a training metric; the mean since the last log is logged."""
         self._metrics["train"][name].append(value)
+
+
+class CriticTrainer(EpisodeTrainer):
+    """Gives TRL's trainer a critic: values beside log-probs, advantages per token, a value term in the loss.
+
+    A mixin before `EpisodeTrainer`'s heirs. A subclass attaches `value_head` and says what to do with the values
+    (`score`, `critic_loss`). The value head is kept out of the policy's own files (see `value_head.py`).
+
+    Attributes:
+        value_head: child of the policy.
+        kl_in_loss: False keeps TRL's KL term out of the loss (its log-probs are then there for `score`).
+    """
+
+    value_head: ValueHead
+    kl_in_loss = True
+    _read_values: torch.Tensor | None = None
+
+    def score(self, batch: dict[str, Any], log_probs_BT: torch.Tensor, values_BS: torch.Tensor) -> dict[str, Any]:
+        """What replaces TRL's columns after a generation: `advantages` (B, T) and what `critic_loss` needs.
+
+        Args:
+            batch: TRL's columns; rows are in the order of `episodes`.
+            log_probs_BT: of the completion tokens, under the policy as it is.
+            values_BS: S = T + 1 values: before each completion token, and after the last.
+        """
+        raise TypeError(f"{type(self).__name__} does not define score(batch, log_probs, values)")
+
+    def critic_loss(self, values_BT: torch.Tensor, batch: dict[str, Any], tokens: torch.Tensor) -> torch.Tensor:
+        """The value term of the loss. `tokens`: what a sum over a micro-batch is divided by, so that the sum over an
+        accumulation window and over all processes is a mean over its tokens."""
+        raise TypeError(f"{type(self).__name__} does not define critic_loss(values, batch, tokens)")
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        with self.value_head.reading() as values:
+            result = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            )
+        if values and self._read_values is None:  # a reference model has no head; of several passes the first is ours
+            self._read_values = torch.cat(values)[:, -logits_to_keep - 1 :]
+        return result
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._read_values = None
+        batch = super()._generate_and_score_completions(inputs)
+        if "old_per_token_logps" not in batch:
+            self._read_values = None  # of a LoRA reference pass, with the adapter off
+            ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+            mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+            rows, length = self.args.per_device_train_batch_size, batch["completion_ids"].shape[1]
+            with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+                batch["old_per_token_logps"], _, _ = self._get_per_token_logps_and_entropies(
+                    self.model, ids, mask, length, rows
+                )
+        assert self._read_values is not None
+        return batch | self.score(batch, batch["old_per_token_logps"], self._read_values)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        self._read_values = None
+        beta, self.beta = self.beta, self.beta if self.kl_in_loss else 0.0
+        try:
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self.beta = beta
+        assert self._read_values is not None
+        tokens = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
+        tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        return loss + self.critic_loss(self._read_values[:, :-1], inputs, tokens)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As the Trainer's, with the value head in a group of its own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        named = (self.model if model is None else model).named_parameters()
+        head = [parameter for name, parameter in named if f"{VALUE_HEAD}." in name]
+        ours = {id(parameter) for parameter in head}
+        if is_new or not any(id(p) in ours for group in optimizer.param_groups for p in group["params"]):
+            for group in optimizer.param_groups:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in ours]
+            optimizer.add_param_group({"params": head, "lr": self.args.value_learning_rate, "weight_decay": 0.0})
+        return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        weights = self.accelerator.unwrap_model(self.model).state_dict() if state_dict is None else state_dict
+        prefix = f"{VALUE_HEAD}."
+        policy = {name: value for name, value in weights.items() if not name.startswith(prefix)}
+        super()._save(output_dir, policy)
+        if self.args.should_save:
+            head = {n.removeprefix(prefix): v.contiguous() for n, v in weights.items() if n.startswith(prefix)}
+            save_file(head, Path(output_dir or self.args.output_dir) / VALUE_HEAD_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if not self.is_fsdp_enabled:  # FSDP's own files hold the whole module
+            load_value_head(self.value_head, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            load_value_head(self.value_head, str(self.state.best_model_checkpoint))
 
 
 def episode_rows(prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
