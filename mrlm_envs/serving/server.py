@@ -55,6 +55,7 @@ class Settings:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         allow_kwargs: Keyword arguments clients may set; `("*",)` for all.
+        preset: Keyword arguments the operator sets, by environment.
         tokens: Bearer token to tenant; empty lets everyone in.
         tls: PEM bytes of the private key and the certificate chain.
         tls_client_ca: PEM bytes; clients must then show a certificate signed by it.
@@ -69,6 +70,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 50051
     allow_kwargs: Sequence[str] = ()
+    preset: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tokens: Mapping[str, str] = field(default_factory=dict)
     tls: tuple[bytes, bytes] | None = None
     tls_client_ca: bytes | None = None
@@ -118,7 +120,7 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.catalog = Catalog(settings.environments, settings.allow_kwargs)
+        self.catalog = Catalog(settings.environments, settings.allow_kwargs, settings.preset)
         self.port = settings.port
         self._tenants = {_hash(token): tenant for token, tenant in settings.tokens.items()}
         self._watches: set[_Watch] = set()
