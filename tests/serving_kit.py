@@ -55,6 +55,8 @@ class Probe(TextEnv):
             raise RuntimeError(f"told to: {argument}")
         if command == "exit":
             sys.exit(3)
+        if command == "die":
+            os._exit(9)
         if command == "sleep":
             time.sleep(float(argument))
         if command == "burn":
