@@ -16,6 +16,8 @@ SYSTEM_PROMPT = (
     "Cite your evidence as [P1], say what it shows and why it matters, and answer what the other side has said."
 )
 
+NOTHING = "(Nothing was said.)"
+
 _OPENERS = (
     "On this question {id} is worth hearing, since it tells us that {claim}, and this is what my side has said.",
     "Let me turn to {id}: {claim}, which gives good support to the view that I defend.",
@@ -59,7 +61,7 @@ class Match:
 
     def news(self, side: str) -> str:
         """What a side hears after a round: the other side's newest statement."""
-        return self.rounds[-1][other(side)] or "(The other side said nothing.)"
+        return self.rounds[-1][other(side)] or NOTHING
 
 
 def result(verdict: Verdict, side: str) -> str:
@@ -83,20 +85,21 @@ def script(match: Match, side: str, rng: np.random.Generator, care: float = 1.0)
     theirs = {item.id: item for item in match.topic.case(other(side)).evidence}
     my_words = " ".join(spoken[side] for spoken in match.rounds)
     used = cited_ids(my_words)
+    left = match.length - len(match.rounds) - 1  # keep something to say for each later round
+    most = POINTS if match.length <= len(mine) else 1
     sentences: list[str] = []
     fresh = [item for item in mine if item.id not in used]
     fresh = [fresh[i] for i in rng.permutation(len(fresh))]
     for name in (name for spoken in match.rounds for name in cited_ids(spoken[other(side)])):
         target = theirs.get(name)
-        if target is None or name in used or len(sentences) == POINTS or rng.random() >= care:
+        if target is None or name in used or len(sentences) == most or rng.random() >= care:
             continue
         if (item := _answer(mine, target)) is not None:
             used.append(name)
             fresh = [other_item for other_item in fresh if other_item.id != item.id]
             sentences.append(_say(_REBUTTALS, rng, item, target))
-    left = match.length - len(match.rounds) - 1  # keep something to say for each later round
     for item in fresh[: max(1, len(fresh) - left)]:
-        if len(sentences) == POINTS or (sentences and rng.random() >= care):
+        if len(sentences) == most or (sentences and rng.random() >= care):
             break
         sentences.append(_say(_OPENERS, rng, item))
     return " ".join(sentences) or "I stand by what I have said, and I ask the judge to weigh it."
@@ -111,6 +114,7 @@ def _answer(mine: tuple[Evidence, ...], target: Evidence) -> Evidence | None:
 
 
 def _say(templates: tuple[str, ...], rng: np.random.Generator, item: Evidence, target: Evidence | None = None) -> str:
-    claim = item.claim[0].lower() + item.claim[1:] if item.claim[1:2].islower() else item.claim
+    is_acronym = item.claim[1:2].isupper()
+    claim = item.claim if is_acronym else item.claim[0].lower() + item.claim[1:]
     text = templates[int(rng.integers(len(templates)))]
     return text.format(id=f"[{item.id}]", claim=claim, theirs="" if target is None else f"[{target.id}]")

@@ -103,13 +103,13 @@ def topic_from_row(row: Row, number: int, source: str) -> Topic:
         if not isinstance(row[name], str) or not row[name].strip():
             raise ValueError(f"{where}: field {name!r} must be text, got {row[name]!r}")
     banks = {side: _bank(row[side], side, where) for side in SIDES}
+    if shared := {item.id for item in banks["pro"]} & {item.id for item in banks["con"]}:
+        raise ValueError(f"{where}: both sides have evidence {min(shared)}")
     for side in SIDES:
         known = {item.id for item in banks[other(side)]}
         for item in banks[side]:
             if unknown := set(item.refutes) - known:
                 raise ValueError(f"{where}: {item.id} refutes {min(unknown)}, which is not evidence of {other(side)}")
-    if shared := {item.id for item in banks["pro"]} & {item.id for item in banks["con"]}:
-        raise ValueError(f"{where}: both sides have evidence {min(shared)}")
     positions = {"pro": "for the motion", "con": "against the motion"}
     cases = {side: Case(positions[side], banks[side]) for side in SIDES}
     return Topic(row["id"], row["motion"].strip().rstrip("."), cases["pro"], cases["con"])

@@ -82,7 +82,7 @@ class ChatClient:
             argument, because arguments of environments travel and are written to logs.
         max_concurrency: Calls in flight at once; further ones wait, without using up their deadline.
         timeout: Seconds for one attempt.
-        deadline: Seconds for one call, retries included.
+        deadline: Seconds for one question, retries included (`ask_json` may put several).
         retries: Further attempts after a connection error, a time-out, HTTP 408, 409, 429 or 5xx (with exponential
             pauses, and `Retry-After` obeyed).
         prices: Cost of a million prompt tokens and a million completion tokens, in any unit.
