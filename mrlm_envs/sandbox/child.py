@@ -157,10 +157,12 @@ class _Driver:
         _flush()
         _send(data)
 
-    def load(self, code: str, name: str, hosts: list[str]) -> tuple[Any, ...]:
+    def load(self, code: str, name: str, hosts: list[str], prelude: str) -> tuple[Any, ...]:
         """Executes the program as a module; as `__main__` it also ends as a script would."""
         self._enter(name, hosts)
         script = name == "__main__"
+        if prelude:
+            exec(compile(prelude, "<prelude>", "exec", dont_inherit=True), self.module.__dict__)
         try:
             exec(compile(code, "<solution>", "exec", dont_inherit=True), self.module.__dict__)
         except SystemExit as error:

@@ -68,30 +68,42 @@ class Program:
         process.channel.setblocking(False)
         self._outgoing = _frame(["start", int(limits.total) + 2, seed, limits.recursion])
 
-    def load(self, code: str, name: str = "solution", hosts: Mapping[str, Host] | None = None) -> Failure | None:
+    def load(
+        self, code: str, name: str = "solution", hosts: Mapping[str, Host] | None = None, prelude: str = ""
+    ) -> Failure | None:
         """Executes the program's top level; as `__main__` the whole script, to its end.
 
         Args:
             code: Python source.
             name: The module's `__name__`.
+            prelude: Source executed first in the same namespace; its lines do not count.
             hosts: Functions of ours for a trusted program.
 
         Raises:
             LaunchFailed: The process could not be locked in.
             TemplateDied: The template died.
         """
-        return self._request(["load", code, name, sorted(hosts or {})], self._limits.timeout_s, hosts).failure
+        message = ["load", code, name, sorted(hosts or {}), prelude]
+        return self._request(message, self._limits.timeout_s, hosts).failure
 
-    def call(self, function: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Answer:
+    def call(
+        self,
+        function: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        hosts: Mapping[str, Host] | None = None,
+    ) -> Answer:
         """Calls a function of the program.
 
         Args:
             function: A name at the program's top level.
             args: Values of base types, or `Opaque` ones that this program returned.
             kwargs: The same by name.
+            hosts: As in `load`.
         """
         named = [[k, values.encode(v)] for k, v in (kwargs or {}).items()]
-        return self._request(["call", function, [values.encode(a) for a in args], named], self._limits.timeout_s)
+        message = ["call", function, [values.encode(a) for a in args], named]
+        return self._request(message, self._limits.timeout_s, hosts)
 
     def enter(self) -> None:
         """Starts a session's namespace."""

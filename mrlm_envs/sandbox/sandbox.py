@@ -166,6 +166,15 @@ class Sandbox:
             finally:
                 self._give_back(slot, program)
 
+    def start(self) -> "Sandbox":
+        """Starts the pool now rather than with the first run, so that an environment can refuse at once.
+
+        Raises:
+            SandboxUnavailable: No isolation works here.
+        """
+        self._start()
+        return self
+
     def session(self, limits: Limits | None = None, seed: int = 0) -> "Session":
         """A process that is kept between runs, like an interactive interpreter.
 

@@ -1,0 +1,1 @@
+"""The code environment: problems, their judge, and the Gymnasium class."""

@@ -1,0 +1,103 @@
+"""Whether what a function returned is what was expected, and how to show values.
+
+Values that come out of the sandbox are built from exact base types, so nothing here can call a program's code.
+"""
+
+import math
+import reprlib
+from typing import Any, Literal
+
+from mrlm_envs.sandbox import Opaque
+
+Compare = Literal["strict", "equal", "close", "unordered"]
+COMPARISONS: tuple[Compare, ...] = ("strict", "equal", "close", "unordered")
+_TOLERANCE = 1e-6
+
+
+def matches(got: Any, expected: Any, compare: Compare = "strict") -> bool:
+    """Whether `got` counts as `expected`.
+
+    Args:
+        got: A value out of the sandbox.
+        expected: A value from the task.
+        compare: "strict": equal, and of the same types all the way down (True is not 1, a tuple is not a list).
+            "equal": Python's `==`, except that a list equals a tuple of equal items (JSON cannot tell them apart).
+            "close": numbers within 1e-6, relative or absolute, the rest as "equal". "unordered": a list, tuple or set
+            with the same items as the expected one, in any order, each "strict". NaN equals NaN in all of them.
+    """
+    if compare == "unordered":
+        kinds = (list, tuple, set, frozenset)
+        if not isinstance(got, kinds) or not isinstance(expected, kinds) or len(got) != len(expected):
+            return False
+        return sorted(map(_canonical, got)) == sorted(map(_canonical, expected))
+    return _match(got, expected, compare)
+
+
+def _match(got: Any, expected: Any, compare: Compare) -> bool:
+    if compare == "strict" and type(got) is not type(expected):
+        return False
+    if isinstance(expected, list | tuple):
+        if not isinstance(got, list | tuple) or len(got) != len(expected):
+            return False
+        return all(_match(g, e, compare) for g, e in zip(got, expected))
+    if isinstance(expected, dict):
+        if not isinstance(got, dict) or len(got) != len(expected):
+            return False
+        if compare == "strict" and sorted(map(_canonical, got)) != sorted(map(_canonical, expected)):
+            return False
+        return all(key in got and _match(got[key], value, compare) for key, value in expected.items())
+    if isinstance(expected, set | frozenset):
+        if compare == "strict":
+            return sorted(map(_canonical, got)) == sorted(map(_canonical, expected))
+        return isinstance(got, set | frozenset) and got == expected
+    if isinstance(expected, float) and math.isnan(expected):
+        return isinstance(got, float) and math.isnan(got)
+    if compare == "close" and _is_number(got) and _is_number(expected):
+        try:
+            return math.isclose(got, expected, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+        except OverflowError:  # an integer beyond any float
+            return got == expected
+    return not isinstance(got, Opaque) and bool(got == expected)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _canonical(value: Any) -> str:
+    """The same text for strictly equal values and no others, and cheap to sort by."""
+    if isinstance(value, set | frozenset):
+        return f"{type(value).__name__}{sorted(map(_canonical, value))}"
+    if isinstance(value, dict):
+        return f"dict{sorted((_canonical(k), _canonical(v)) for k, v in value.items())}"
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__}{[_canonical(item) for item in value]}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"int {value:x}"
+    if isinstance(value, Opaque):
+        return f"opaque {id(value)}"
+    if value == 0.0 and isinstance(value, float):
+        return "float 0"
+    return f"{type(value).__name__} {value!r}"
+
+
+class _Show(reprlib.Repr):
+    """`repr` in bounded time and space."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 6, 300, 300, 60
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdict = 40
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Huge integers by their size: writing one out takes quadratic time, and Python refuses beyond 4300 digits."""
+        return super().repr_int(x, level) if x.bit_length() < 1000 else f"<an integer of {x.bit_length()} bits>"
+
+
+def show(value: Any, limit: int = 300) -> str:
+    """A value as one line of at most `limit` characters."""
+    text = _SHOW.repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+_SHOW = _Show()

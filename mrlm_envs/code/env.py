@@ -1,0 +1,159 @@
+"""Code: a programming problem, a program in Python, and a judge that no program can bribe.
+
+| | |
+| --- | --- |
+| id | `mrlm/Code-v0` |
+| observation | the problem at reset; after a failed attempt, the errors and the public tests that failed |
+| action | any text; the program is the last ```` ```python ```` block, else the last fence, else the whole reply |
+| reward | 1.0 when every test passes, else 0.0; `reward="fraction"` pays the share of tests passed |
+| terminated | solved, or after `max_turns` attempts |
+| task id | family and parameters of a generated problem; the row's id in a dataset |
+| expert | always for generated problems: the reference solution (for rows, where they have one) |
+
+The program runs in `mrlm_envs.sandbox`, and the judge sits outside: expected values and asserts never enter the
+program's process. Some tests are public (shown with the problem and in feedback), the others never show.
+
+Parameters: `kinds` and `difficulty=(lo, hi)` of 1 to 5 choose among the families of
+`mrlm_envs.code.generators.FAMILIES`; `tasks` takes a file, a list of rows or an `"hf:NAME"` instead (formats:
+`mrlm_envs.code.tasks`; HumanEval's and MBPP's files fit as they are); `timeout_s` holds for loading the program and for
+each call; `sandbox` is "auto", "landlock", "bwrap" or "unsafe" (none: only for code you trust). Needs Linux.
+
+Version history: v0, first release.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from mrlm_envs.code.feedback import describe
+from mrlm_envs.code.generators import FAMILIES, check_range, generate
+from mrlm_envs.code.judge import Problem, judge
+from mrlm_envs.code.tasks import problem
+from mrlm_envs.core import EnvFault, Opening, Options, Reply, TextEnv
+from mrlm_envs.sandbox import Limits, Sandbox, SandboxFault
+from mrlm_envs.sandbox.sandbox import Backend
+from mrlm_envs.tasks import Source, Tasks
+from mrlm_envs.vector import TextVectorEnv
+
+
+class CodeEnv(TextEnv):
+    """Write a Python program that passes every test.
+
+    Args:
+        kinds: Names of families to draw from; all of them by default.
+        difficulty: Lowest and highest difficulty of generated problems, within 1 to 5.
+        tasks: A finite source of problems instead of the generators.
+        reward: "binary" pays for solving; "fraction" pays the share of the tests that pass.
+        timeout_s: Seconds for loading the program and for each call; five times that for all of them.
+        memory_mb: Memory of the program, beyond the interpreter's.
+        sandbox: How programs are locked in.
+        syntax_reward: Paid once, for the first program that is Python at all.
+        feedback: "public" shows errors and failed public tests; "none" only says that it was wrong.
+        **kwargs: `split`, `max_turns`, `max_length`, `system_prompt`, `render_mode` of `TextEnv`.
+
+    Raises:
+        ValueError: On a value out of range, or a row that does not fit.
+        SandboxUnavailable: No isolation works here.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "expert": "always", "deterministic": True}
+    system_prompt = "Solve the problem in Python. Put the whole program into one ```python block."
+
+    def __init__(
+        self,
+        kinds: Sequence[str] | None = None,
+        difficulty: Sequence[int] = (1, 2),
+        tasks: Source | None = None,
+        reward: str = "binary",
+        timeout_s: float = 3.0,
+        memory_mb: int = 512,
+        sandbox: Backend = "auto",
+        syntax_reward: float = 0.0,
+        feedback: str = "public",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if reward not in ("binary", "fraction"):
+            raise ValueError(f"reward must be 'binary' or 'fraction', got {reward!r}")
+        if feedback not in ("public", "none"):
+            raise ValueError(f"feedback must be 'public' or 'none', got {feedback!r}")
+        if not 0 < timeout_s <= 600 or memory_mb < 16:
+            raise ValueError(
+                f"timeout_s must be in (0, 600] and memory_mb at least 16, got {timeout_s!r} and {memory_mb!r}"
+            )
+        self.kinds = tuple(FAMILIES if kinds is None else kinds)
+        self.difficulty = check_range(self.kinds, difficulty)
+        self.reward, self.syntax_reward, self.feedback = reward, syntax_reward, feedback
+        self.limits = Limits(timeout_s=float(timeout_s), memory_mb=memory_mb)
+        self.tasks = None if tasks is None else Tasks(tasks, self.split, problem)
+        self.num_tasks = None if self.tasks is None else len(self.tasks)
+        self.backend: Backend = sandbox
+        Sandbox.shared(sandbox).start()
+        self.problem: Problem
+
+    def begin(self, options: Options) -> Opening:
+        if self.tasks is None:
+            self.problem = generate(self.rng, self.kinds, self.difficulty)
+        elif "task_id" in options:
+            self.problem = self.tasks.named(options["task_id"])
+        else:
+            self.problem = self.tasks.at(self.episode_seed)
+        self.syntax_is_paid = False
+        return Opening(self.problem.prompt, task_id=self.problem.task_id)
+
+    def respond(self, action: str) -> Reply:
+        code = program_in(action)
+        if not code.strip():
+            return Reply("I found no program. Put it into a ```python block.", info={"action_valid": False})
+        code = completed(self.problem, code)
+        try:
+            verdict = judge(Sandbox.shared(self.backend), self.problem, code, self.limits, self.reward == "fraction")
+        except SandboxFault as fault:
+            raise EnvFault(str(fault)) from fault
+        rewards = {"tests": float(verdict.solved)}
+        if self.reward == "fraction":
+            rewards["tests"] = verdict.passed / verdict.total
+        is_python = verdict.load is None or verdict.load.type not in ("SyntaxError", "IndentationError", "TabError")
+        if self.syntax_reward:
+            rewards["syntax"] = self.syntax_reward * (is_python and not self.syntax_is_paid)
+            self.syntax_is_paid |= is_python
+        if verdict.solved:
+            return Reply("All tests passed.", rewards, done=True, success=True)
+        text = describe(self.problem, verdict) if self.feedback == "public" else "The program is not correct."
+        return Reply(text, rewards, info={"action_valid": is_python})
+
+    def expert(self) -> str | None:
+        """The reference solution of the current problem, where it has one."""
+        return f"```python\n{self.problem.reference.strip()}\n```" if self.problem.reference else None
+
+
+def program_in(reply: str) -> str:
+    """The program in a reply: the last ```` ```python ```` block, else the last fence, else all of it.
+
+    A fence that is never closed ends with the reply.
+    """
+    blocks: list[tuple[bool, list[str]]] = []
+    is_open = False
+    for line in reply.split("\n"):
+        mark = line.strip()
+        if mark.startswith("```") and (not is_open or mark == "```"):
+            if not is_open:
+                blocks.append((mark[3:].strip().lower() in ("python", "py", "python3"), []))
+            is_open = not is_open
+        elif is_open:
+            blocks[-1][1].append(line)
+    if not blocks:
+        return reply
+    python = [lines for is_python, lines in blocks if is_python]
+    return "\n".join(python[-1] if python else blocks[-1][1])
+
+
+def completed(problem: Problem, code: str) -> str:
+    """The program itself, or, when it is the body that a HumanEval prompt leaves open, put behind that prompt."""
+    if not problem.prelude or re.search(rf"^\s*(async\s+)?def\s+{problem.entry_point}\b", code, re.MULTILINE):
+        return code
+    return code if re.search(rf"^{problem.entry_point}\s*=", code, re.MULTILINE) else problem.prelude + code
+
+
+make_vec = functools.partial(TextVectorEnv, CodeEnv)

@@ -1,0 +1,109 @@
+"""Endless programming problems with reference solutions, drawn from the families."""
+
+import functools
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from mrlm_envs.code.families import FAMILIES, Family, Params
+from mrlm_envs.code.judge import Problem, Test
+from mrlm_envs.code.tasks import function_prompt
+
+__all__ = ["FAMILIES", "check_range", "generate"]
+
+_TESTS = 12
+_PUBLIC = 2
+_HIGHEST = 5
+
+
+def check_range(kinds: Sequence[str], difficulty: Sequence[int]) -> tuple[int, int]:
+    """The difficulty as a tuple, once both arguments are known to be what `generate` can draw from.
+
+    Raises:
+        ValueError: No kinds, an unknown kind, a difficulty out of range, or only kinds above it.
+    """
+    if isinstance(kinds, str) or not kinds:
+        raise ValueError(f"kinds must be a list of at least one of {', '.join(FAMILIES)}; got {kinds!r}")
+    for kind in kinds:
+        if kind not in FAMILIES:
+            near = get_close_matches(str(kind), FAMILIES, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(FAMILIES)}"
+            raise ValueError(f"unknown kind {kind!r}; {hint}")
+    if not isinstance(difficulty, Sequence) or [type(bound) for bound in difficulty] != [int, int]:
+        raise ValueError(f"difficulty must be (low, high) in whole numbers, got {difficulty!r}")
+    low, high = difficulty
+    if not 1 <= low <= high <= _HIGHEST:
+        raise ValueError(f"difficulty must be (low, high) with 1 <= low <= high <= {_HIGHEST}; got {difficulty!r}")
+    if not _within(tuple(kinds), high):
+        easiest = min(FAMILIES[kind].level for kind in kinds)
+        raise ValueError(f"difficulty {difficulty!r} is below these kinds, which begin at {easiest}")
+    return low, high
+
+
+@functools.lru_cache(maxsize=256)
+def _within(kinds: tuple[str, ...], level: int) -> tuple[str, ...]:
+    return tuple(kind for kind in kinds if FAMILIES[kind].level <= level)
+
+
+def generate(rng: np.random.Generator, kinds: tuple[str, ...], difficulty: tuple[int, int]) -> Problem:
+    """Draws a problem at a difficulty uniform in the inclusive range, of a kind that begins at or below it."""
+    easiest = min(FAMILIES[kind].level for kind in kinds)
+    level = int(rng.integers(max(easiest, difficulty[0]), difficulty[1] + 1))
+    fitting = _within(kinds, level)
+    name = fitting[int(rng.integers(len(fitting)))]
+    family = FAMILIES[name]
+    tests: tuple[Test, ...] = ()
+    params, source = {}, ""
+    while not tests:
+        params = family.params(rng, level)
+        source = f"def {name}({family.args}):\n" + "".join(
+            f"    {line}\n" if line else "\n" for line in _filled(family.body, params).split("\n")
+        )
+        tests = _tests(rng, family, params, _compiled(source, name), level)
+    prompt = f"Write a function `{name}({family.args})`. {_filled(family.text, params)}"
+    told = ",".join(f"{key}={value}" for key, value in sorted(params.items()) if f"${key}" in family.text)
+    return Problem(
+        task_id=f"{name}/{told}",
+        prompt=function_prompt(prompt, name, tests),
+        tests=tests,
+        entry_point=name,
+        compare=family.compare,
+        reference=source,
+        kind=name,
+    )
+
+
+def _filled(text: str, params: Params) -> str:
+    """A text or a source with its parameters in place: strings quoted where they are values, else bare."""
+    for key in sorted(params, key=len, reverse=True):
+        value = params[key]
+        bare = isinstance(value, str) and key not in _QUOTED
+        text = text.replace(f"${key}", value if bare else repr(value))
+    return text
+
+
+_QUOTED = frozenset({"letters", "mark", "joint"})
+
+
+@functools.lru_cache(maxsize=4096)
+def _compiled(source: str, name: str) -> Callable[..., Any]:
+    """The reference as a function. Its source is our own text with our own parameters."""
+    namespace: dict[str, Any] = {}
+    exec(compile(source, f"<{name}>", "exec"), namespace)
+    return namespace[name]
+
+
+def _tests(
+    rng: np.random.Generator, family: Family, params: Params, solve: Callable[..., Any], level: int
+) -> tuple[Test, ...]:
+    """Tests of several sizes whose answers differ, so that no constant passes for a program; none if they do not."""
+    sizes = [2, 4, 0, 1, *(2 + int(rng.integers(3 + 2 * level)) for _ in range(_TESTS - 4))]
+    drawn = [family.inputs(rng, size, params) for size in sizes]
+    answers = [solve(*args) for args in drawn]
+    if len({repr(answer) for answer in answers[_PUBLIC:]}) < 2:
+        return ()
+    return tuple(
+        Test(args, expected=answer, public=i < _PUBLIC) for i, (args, answer) in enumerate(zip(drawn, answers))
+    )

@@ -1,0 +1,218 @@
+"""Judging a program: tests go in one at a time, the verdict is reached outside.
+
+Three kinds of test. A function test is called in the program's process and its value compared here. A standard-input
+test is a fresh run whose whole output is compared here. An assert test is trusted code of a dataset (HumanEval's
+`check`, MBPP's asserts); it runs in a sandbox of its own, where the functions under test are proxies to the program's.
+"""
+
+import builtins
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mrlm_envs.code.compare import Compare, matches
+from mrlm_envs.sandbox import Answer, Failure, Limits, Program, Sandbox
+
+
+@dataclass(frozen=True)
+class Test:
+    """One test of a problem.
+
+    Attributes:
+        args: Positional arguments of a function test.
+        kwargs: Keyword arguments of a function test.
+        expected: The value of a function test, or the output of a standard-input test.
+        stdin: Standard input; None for the other kinds.
+        code: Statements of an assert test; empty for the other kinds.
+        public: Shown to the agent.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    expected: Any = None
+    stdin: str | None = None
+    code: str = ""
+    public: bool = False
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A programming problem with its tests.
+
+    Attributes:
+        task_id: Canonical name.
+        prompt: What the agent is asked.
+        tests: Public ones first.
+        entry_point: The function to write; empty for a program that reads standard input.
+        compare: How values are compared.
+        reference: A right solution, or empty.
+        prelude: Executed before the agent's code in the same namespace (HumanEval's imports and helpers).
+        setup: Trusted code that assert tests need.
+        hosts: Names that assert tests use, and which function of the agent's each of them stands for.
+        kind: The generator's name; empty for a dataset row.
+    """
+
+    task_id: str
+    prompt: str
+    tests: tuple[Test, ...]
+    entry_point: str = ""
+    compare: Compare = "strict"
+    reference: str = ""
+    prelude: str = ""
+    setup: str = ""
+    hosts: dict[str, str] = field(default_factory=dict)
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one test: passed, or why not (`got` holds when there is no failure)."""
+
+    test: Test
+    passed: bool
+    failure: Failure | None = None
+    got: Any = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a program.
+
+    Attributes:
+        outcomes: In the order of the tests, as far as they were run.
+        total: How many tests there are.
+        load: Why the program did not even load, else None. It had seen no test by then.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    total: int
+    load: Failure | None = None
+
+    @property
+    def passed(self) -> int:
+        """How many tests passed."""
+        return sum(outcome.passed for outcome in self.outcomes)
+
+    @property
+    def solved(self) -> bool:
+        """Every test was run and passed."""
+        return self.load is None and self.passed == self.total > 0
+
+
+CRASHED = Failure("crash", "the program brought its sandbox down twice")
+
+
+def judge(sandbox: Sandbox, problem: Problem, code: str, limits: Limits, run_all: bool = False) -> Verdict:
+    """Runs a program against a problem's tests.
+
+    Args:
+        sandbox: Where it runs.
+        problem: What it should solve.
+        code: The program.
+        limits: What it may use.
+        run_all: Go on after a failed test. Public tests are all run in any case while the program lives.
+
+    Raises:
+        SandboxFault: The sandbox itself is broken.
+    """
+    kinds: dict[bool, Callable[..., Verdict]] = {True: _judge_scripts, False: _judge_functions}
+    run = _judge_asserts if problem.hosts else kinds[not problem.entry_point]
+    verdict = sandbox.attempt(lambda: run(sandbox, problem, code, limits, run_all))
+    return verdict or Verdict((), len(problem.tests), CRASHED)
+
+
+def _goes_on(outcomes: list[Outcome], test: Test, run_all: bool) -> bool:
+    """Whether a test is worth running after these outcomes."""
+    return run_all or test.public or all(outcome.passed for outcome in outcomes)
+
+
+def _judge_functions(sandbox: Sandbox, problem: Problem, code: str, limits: Limits, run_all: bool) -> Verdict:
+    outcomes: list[Outcome] = []
+    tests = list(problem.tests)
+    while tests:  # a new process for the tests that a dead one left over
+        with sandbox.open(limits) as program:
+            load = program.load(code, prelude=problem.prelude)
+            if load is not None:
+                return Verdict(tuple(outcomes), len(problem.tests), load)
+            while tests and program.failure is None:
+                test = tests.pop(0)
+                if _goes_on(outcomes, test, run_all):
+                    answer = program.call(problem.entry_point, test.args, test.kwargs)
+                    passed = answer.failure is None and matches(answer.value, test.expected, problem.compare)
+                    outcomes.append(Outcome(test, passed, answer.failure, answer.value))
+        if not run_all and program.failure is not None:
+            break
+    return Verdict(tuple(outcomes), len(problem.tests))
+
+
+def _judge_scripts(sandbox: Sandbox, problem: Problem, code: str, limits: Limits, run_all: bool) -> Verdict:
+    outcomes: list[Outcome] = []
+    for test in problem.tests:
+        if _goes_on(outcomes, test, run_all):
+            with sandbox.open(limits, stdin=test.stdin or "") as program:
+                failure = program.load(code, "__main__")
+                program.close()  # dead first: a thread of it may still print
+                printed, _ = program.output()
+            if failure is not None and failure.type in ("SyntaxError", "IndentationError", "TabError"):
+                return Verdict(tuple(outcomes), len(problem.tests), failure)
+            outcomes.append(Outcome(test, failure is None and same_output(printed, test.expected), failure, printed))
+    return Verdict(tuple(outcomes), len(problem.tests))
+
+
+def same_output(got: str, expected: str) -> bool:
+    """Whether two outputs are the same but for white space at the ends of lines and of the whole."""
+    return _lines(got) == _lines(expected)
+
+
+def _lines(text: str) -> list[str]:
+    lines = [line.rstrip() for line in text.replace("\r\n", "\n").split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def _judge_asserts(sandbox: Sandbox, problem: Problem, code: str, limits: Limits, run_all: bool) -> Verdict:
+    runner = "\n\ndef _run_test(code):\n    exec(code, globals())\n"
+    outcomes: list[Outcome] = []
+    patient = Limits(3 * limits.total + 5, 4 * limits.total + 10, limits.memory_mb)
+    with sandbox.open(limits) as program, sandbox.open(patient, queue=False) as trusted:
+        load = program.load(code, prelude=problem.prelude)
+        if load is not None:
+            return Verdict((), len(problem.tests), load)
+        hosts = {name: _proxy(program, function) for name, function in problem.hosts.items()}
+        broken = trusted.load(problem.setup + runner, "tests", hosts)
+        if broken is not None:
+            return Verdict((Outcome(problem.tests[0], False, broken),), len(problem.tests))
+        for test in problem.tests:
+            if _goes_on(outcomes, test, run_all) and program.failure is None:
+                failure = trusted.call("_run_test", [test.code], hosts=hosts).failure
+                outcomes.append(_assert_outcome(test, failure or program.failure, program.failure))
+    return Verdict(tuple(outcomes), len(problem.tests))
+
+
+def _proxy(program: Program, name: str) -> Callable[[list[Any], dict[str, Any]], Answer]:
+    return lambda args, kwargs: program.call(name, args, kwargs)
+
+
+def _assert_outcome(test: Test, failure: Failure | None, death: Failure | None) -> Outcome:
+    """A failed assert is a wrong answer; what the program itself raised or died of is its failure."""
+    wrong = failure is not None and failure.type == "AssertionError"
+    return Outcome(test, failure is None, death if death is not None else None if wrong else failure)
+
+
+def reason(outcome: Outcome) -> str:
+    """Why a hidden test failed, in words that carry nothing the program chose: it knows the hidden arguments."""
+    failure = outcome.failure
+    if failure is None:
+        return "wrong answer"
+    if failure.kind == "exception":
+        known = isinstance(getattr(builtins, failure.type, None), type)
+        return f"raised {failure.type}" if known else "raised an exception"
+    return {
+        "exit": "the program ended its own process",
+        "timeout": "time limit exceeded",
+        "crash": "the process died",
+        "disk": "disk limit exceeded",
+        "too_large": "the returned value is too large",
+        "protocol": "the program tampered with the judge's channel",
+    }[failure.kind]

@@ -1,0 +1,215 @@
+"""Rows of coding datasets, recognised by their fields.
+
+| rows | fields |
+| --- | --- |
+| functions | `prompt`, `entry_point`, `tests: [{args, kwargs?, expected, public?}]`, `compare?`, `reference?` |
+| programs | `prompt`, `tests: [{stdin, stdout, public?}]`, `reference?` |
+| HumanEval | `task_id`, `prompt`, `entry_point`, `canonical_solution`, `test` |
+| MBPP | `text` or `prompt`, `code`, `test_list`, and `test_setup_code` or `test_imports`, `challenge_test_list` |
+| the first seed's demo | `description`, `function_name`, `test_cases: [{input, output}]` as Python literals |
+"""
+
+import ast
+import builtins
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from mrlm_envs.code.compare import COMPARISONS, Compare, show
+from mrlm_envs.code.judge import Problem, Test
+from mrlm_envs.sandbox.values import ValueRefused, encode
+
+Row = Mapping[str, Any]
+
+
+def problem(row: Row, number: int, source: str) -> Problem:
+    """Reads a row.
+
+    Args:
+        row: Its fields; others are ignored.
+        number: The row's number, from 1.
+        source: Where it comes from, as errors and ids shall name it.
+
+    Raises:
+        ValueError: The row fits no format, or a field is malformed; file, row and field are named.
+    """
+    where = f"tasks {source}, row {number}"
+    task_id = str(row.get("task_id", row.get("id", f"{source}/{number}")))
+    if "test" in row and "canonical_solution" in row:
+        return _human_eval(row, task_id, where)
+    if "test_list" in row:
+        return _mbpp(row, task_id, where)
+    if "test_cases" in row:
+        return _demo(row, task_id, where)
+    tests = _field(row, "tests", where)
+    if not isinstance(tests, Sequence) or isinstance(tests, str) or not tests:
+        raise ValueError(f"{where}: field 'tests' must be a list of at least one test")
+    for i, test in enumerate(tests, start=1):
+        if not isinstance(test, Mapping):
+            raise ValueError(f"{where}: test {i} is a {type(test).__name__}, not an object")
+    if "stdin" in tests[0]:
+        return _script(row, tests, task_id, where)
+    return _function(row, tests, task_id, where)
+
+
+def _field(row: Row, name: str, where: str, kind: type = object) -> Any:
+    if name not in row or row[name] is None:
+        raise ValueError(f"{where}: field {name!r} is missing (found: {', '.join(map(str, row))})")
+    if not isinstance(row[name], kind):
+        raise ValueError(f"{where}: field {name!r} is a {type(row[name]).__name__}, not a {kind.__name__}")
+    return row[name]
+
+
+def _ordered(tests: list[Test]) -> tuple[Test, ...]:
+    return tuple(sorted(tests, key=lambda test: not test.public))
+
+
+def _function(row: Row, tests: Sequence[Row], task_id: str, where: str) -> Problem:
+    name = _name(_field(row, "entry_point", where, str), "entry_point", where)
+    compare = row.get("compare", "strict")
+    if compare not in COMPARISONS:
+        raise ValueError(f"{where}: field 'compare' is {compare!r}, not one of {', '.join(COMPARISONS)}")
+    parsed: list[Test] = []
+    for i, test in enumerate(tests, start=1):
+        at = f"{where}: test {i}"
+        args, kwargs = _field(test, "args", at), test.get("kwargs") or {}
+        if "expected" not in test:
+            raise ValueError(f"{at}: field 'expected' is missing (found: {', '.join(map(str, test))})")
+        if not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping):
+            raise ValueError(f"{at}: 'args' must be a list and 'kwargs' an object")
+        parsed.append(_checked(Test(tuple(args), dict(kwargs), test["expected"], public=bool(test.get("public"))), at))
+    prompt = function_prompt(_field(row, "prompt", where, str), name, parsed)
+    return Problem(
+        task_id, prompt, _ordered(parsed), name, cast(Compare, compare), reference=str(row.get("reference") or "")
+    )
+
+
+def function_prompt(text: str, name: str, tests: Sequence[Test]) -> str:
+    """What the agent reads: the text, the function's name where the text lacks it, and the public tests."""
+    lines = [text.strip()]
+    if name not in text:
+        lines.append(f"Write a function named `{name}`.")
+    public = [f"{call_text(name, test)} == {show(test.expected)}" for test in tests if test.public]
+    if public:
+        lines.append("Examples:\n" + "\n".join(public))
+    return "\n\n".join(lines)
+
+
+def call_text(name: str, test: Test) -> str:
+    """A function test as the call it makes."""
+    parts = [show(value) for value in test.args] + [f"{key}={show(value)}" for key, value in test.kwargs.items()]
+    return f"{name}({', '.join(parts)})"
+
+
+def _checked(test: Test, at: str) -> Test:
+    try:
+        encode([*test.args, test.kwargs, test.expected])
+    except ValueRefused as error:
+        raise ValueError(f"{at}: {error}") from None
+    return test
+
+
+def _name(name: str, field: str, where: str) -> str:
+    if not name.isidentifier():
+        raise ValueError(f"{where}: field {field!r} is {name!r}, not a function's name")
+    return name
+
+
+def _script(row: Row, tests: Sequence[Row], task_id: str, where: str) -> Problem:
+    parsed: list[Test] = []
+    for i, test in enumerate(tests, start=1):
+        at = f"{where}: test {i}"
+        stdin, stdout = _field(test, "stdin", at, str), _field(test, "stdout", at, str)
+        parsed.append(Test(stdin=stdin, expected=stdout, public=bool(test.get("public"))))
+    lines = [_field(row, "prompt", where, str).strip()]
+    lines += [f"Example input:\n{t.stdin}\nExample output:\n{t.expected}" for t in parsed if t.public]
+    return Problem(task_id, "\n\n".join(lines), _ordered(parsed), reference=str(row.get("reference") or ""))
+
+
+def _human_eval(row: Row, task_id: str, where: str) -> Problem:
+    name = _name(_field(row, "entry_point", where, str), "entry_point", where)
+    prompt = _field(row, "prompt", where, str)
+    reference = prompt + _field(row, "canonical_solution", where, str)
+    text = f"Complete this function; answer with all of it in one Python block.\n\n```python\n{prompt.strip()}\n```"
+    return Problem(
+        task_id,
+        text,
+        (Test(code="check(candidate)"),),
+        name,
+        reference=reference,
+        prelude=prompt,
+        # Tests use the prompt's helpers, and HumanEval/33's even compares with the function itself: with the reference.
+        setup=f"{reference}\n\n{_field(row, 'test', where, str)}\n",
+        hosts={"candidate": name},
+    )
+
+
+def _mbpp(row: Row, task_id: str, where: str) -> Problem:
+    text = _field(row, "text" if "text" in row else "prompt", where, str).strip()
+    asserts = [*_field(row, "test_list", where, list), *(row.get("challenge_test_list") or [])]
+    if not asserts:
+        raise ValueError(f"{where}: field 'test_list' is empty")
+    setup = "\n".join([*(row.get("test_imports") or []), row.get("test_setup_code") or ""])
+    try:
+        names = _undefined(setup, asserts)
+    except SyntaxError as error:
+        raise ValueError(f"{where}: a test is not Python ({error.msg})") from None
+    if not names:
+        raise ValueError(f"{where}: the asserts of 'test_list' call no function of the solution")
+    prompt = f"{text}\n\nThe code should pass tests such as:\n{asserts[0]}"
+    tests = tuple(Test(code=code, public=i == 0) for i, code in enumerate(asserts))
+    return Problem(
+        f"mbpp/{task_id}" if task_id.isdigit() else task_id,
+        prompt,
+        tests,
+        names[0],
+        reference=_field(row, "code", where, str),
+        setup=setup,
+        hosts={name: name for name in names},
+    )
+
+
+def _undefined(setup: str, asserts: Sequence[str]) -> list[str]:
+    """Names that the asserts use and neither Python nor their own setup defines: the solution must."""
+    known = set(dir(builtins))
+    for node in ast.walk(ast.parse(setup)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            known |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            known.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            known.add(node.id)
+    found: list[str] = []
+    for code in asserts:
+        tree = ast.parse(code)
+        own = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+        own |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        found += [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id not in known | own]
+    return list(dict.fromkeys(found))
+
+
+def _demo(row: Row, task_id: str, where: str) -> Problem:
+    name = _name(_field(row, "function_name", where, str), "function_name", where)
+    cases = _field(row, "test_cases", where, list)
+    tests: list[Test] = []
+    for i, case in enumerate(cases, start=1):
+        at = f"{where}: test case {i}"
+        if not isinstance(case, Mapping):
+            raise ValueError(f"{at} is a {type(case).__name__}, not an object")
+        given = _literal(_field(case, "input", at), at, "input")
+        expected = _literal(_field(case, "output", at), at, "output")
+        args = given if isinstance(given, tuple) else (given,)
+        tests.append(_checked(Test(args, expected=expected, public=i == 1 and len(cases) > 1), at))
+    if not tests:
+        raise ValueError(f"{where}: field 'test_cases' is empty")
+    prompt = function_prompt(_field(row, "description", where, str), name, tests)
+    return Problem(task_id, prompt, _ordered(tests), name)
+
+
+def _literal(value: Any, at: str, field: str) -> Any:
+    """A Python literal written as text; a tuple is several arguments."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        raise ValueError(f"{at}: field {field!r} is {value!r}, not a Python literal") from None
