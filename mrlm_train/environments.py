@@ -85,7 +85,8 @@ class EnvEntry:
 
     def on_split(self, split: str) -> EnvEntry:
         """The entry on `split`, unless it names its own or the environment knows none."""
-        return self if self.split is not None or not self._knows_splits() else replace(self, split=split)
+        has_own = self.split is not None or "split" in self.kwargs
+        return self if has_own or not self._knows_splits() else replace(self, split=split)
 
     def build(self) -> gymnasium.Env:
         """A fresh environment.

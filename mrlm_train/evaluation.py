@@ -10,7 +10,7 @@ from mrlm_train.environments import EnvLike, entries
 from mrlm_train.episodes import Episode
 from mrlm_train.generate import Sampling
 from mrlm_train.policy import Policy
-from mrlm_train.rollout import Request, Rollout
+from mrlm_train.rollout import Request, Rollout, check_validity
 
 GREEDY = Sampling(temperature=0.0)
 _Z = 1.959964  # 97.5 % quantile of the normal distribution: two-sided 95 %
@@ -37,9 +37,13 @@ def evaluate(
         progress: called with each episode as it ends.
 
     Returns: `summary` of the episodes.
+
+    Errors: InvalidEpisodes when not one of them is valid.
     """
     with evaluation_rollout(policy, envs, split, sampling, threads) as rollout:
-        return summary(rollout.run(evaluation_requests(rollout, n), progress))
+        episodes = rollout.run(evaluation_requests(rollout, n), progress)
+    require_valid(episodes)
+    return summary(episodes)
 
 
 def evaluation_rollout(
@@ -54,6 +58,12 @@ def evaluation_rollout(
     if split is not None:
         listed = [entry.on_split(split) for entry in listed]
     return Rollout(policy, listed, sampling, threads, max_invalid_share=1.0)
+
+
+def require_valid(episodes: Sequence[Episode]) -> None:
+    """Errors: InvalidEpisodes when not one episode is valid: then nothing was evaluated."""
+    if not any(episode.valid for episode in episodes):
+        check_validity(episodes, max_share=0.0)
 
 
 def evaluation_requests(rollout: Rollout, n: int) -> list[Request]:

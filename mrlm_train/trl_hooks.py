@@ -30,7 +30,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from mrlm_train.environments import EnvEntry
 from mrlm_train.episodes import Episode
-from mrlm_train.evaluation import evaluation_requests, evaluation_rollout, summary
+from mrlm_train.evaluation import evaluation_requests, evaluation_rollout, require_valid, summary
 from mrlm_train.generate import Sampling, Turn, TurnRow, turn_length
 from mrlm_train.policy import Policy
 from mrlm_train.rollout import Rollout
@@ -131,7 +131,9 @@ class PlayedEvaluation:
             self._eval_rollout = evaluation_rollout(self.policy, self.eval_envs, "test", sampling, args.env_threads)
         requests = evaluation_requests(self._eval_rollout, args.eval_episodes)
         rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
-        figures = summary(gather_object(self._eval_rollout.run(requests[rank::world])))
+        played = gather_object(self._eval_rollout.run(requests[rank::world]))
+        require_valid(played)
+        figures = summary(played)
         parts = {metric_key_prefix: figures}
         for name, part in figures.pop("environments", {}).items():
             parts[f"{metric_key_prefix}_{name}"] = part
