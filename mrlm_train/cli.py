@@ -20,6 +20,8 @@ SMALL_CPU = 4  # cores; a tiny model on few shared cores is many times slower wi
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     args = parser().parse_args(argv)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # `my_module:name` in a configuration means the user's own file
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:
@@ -137,9 +139,12 @@ def _needs_trainers() -> None:
 
 def _train(args: argparse.Namespace) -> int:
     _needs_trainers()
-    from mrlm_train import config, training
+    from mrlm_train import config
 
-    training.run(config.load(args.config, args.overrides, args.output), resume=args.resume)
+    run = config.load(args.config, args.overrides, args.output)
+    from mrlm_train import training  # takes seconds, which a fault in the file need not wait for
+
+    training.run(run, resume=args.resume)
     return 0
 
 

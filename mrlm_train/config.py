@@ -313,7 +313,7 @@ def _arguments(
         entries = _mapping(raw, section, where)
         _known_keys(entries, sorted(known), where, section)
         for key, value in entries.items():
-            if key not in ("algorithm", "batch_size"):
+            if key not in ("algorithm", "batch_size") and value is not None:  # null leaves the default
                 put(ALIASES.get(key, key), value, f"{section}.{key}")
     if distributed is not None and distributed.enabled:
         if distributed.gradient_accumulation_steps is not None:
