@@ -1,0 +1,178 @@
+"""PPO against GRPO and against itself with parts switched off, from the same SFT start.
+
+    python benchmarks/ppo.py --task game --algorithms ppo grpo --seeds 0 1 2 3 4 --output /tmp/ppo.jsonl
+
+Two tasks on the toy policy. `game`: find a digit in four guesses, told "higher" or "lower"; the start has learned the
+form from random guessers. `math`: sums of two numbers below 100, the start has seen 200 worked solutions; success is
+on the test split. Each row of the output is one run: success before and after (greedy for math, sampled for the game,
+whose best strategy is to be measured as it is played), and CPU-seconds of training. `benchmarks/README.md` has ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import PrinterCallback
+
+from mrlm_envs.core import Opening, Options, Reply, TextEnv
+from mrlm_train import policy, tiny
+from mrlm_train.environments import EnvEntry
+from mrlm_train.evaluation import evaluate
+from mrlm_train.generate import Sampling
+from mrlm_train.grpo import GRPOConfig, GRPOTrainer
+from mrlm_train.ppo import PPOConfig, PPOTrainer
+from mrlm_train.rollout import expert_episodes
+from mrlm_train.sft import SFTConfig, SFTTrainer
+
+
+class GuessDigit(TextEnv):
+    """Find a digit in four guesses. The expert knows the rules and nothing better than chance."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "expert": "honest", "deterministic": True}
+
+    def begin(self, options: Options) -> Opening:
+        self.secret = int(self.rng.integers(10))
+        return Opening("guess", task_id=str(self.secret))
+
+    def respond(self, action: str) -> Reply:
+        if action == str(self.secret):
+            return Reply("yes", {"found": 1.0}, done=True, success=True)
+        return Reply("higher" if action.isdigit() and int(action[:9]) < self.secret else "lower")
+
+    def expert(self) -> str:
+        return str(self.rng.integers(10))
+
+
+TASKS: dict[str, dict[str, Any]] = {
+    "game": {
+        "env": EnvEntry("GuessDigit", {"split": "all", "max_turns": 4}, make=GuessDigit),
+        "size": {"hidden_size": 64, "num_layers": 2, "num_heads": 2},
+        "demonstrations": 400,
+        "sft": {"max_steps": 100, "learning_rate": 2e-3},
+        "rl": {"max_steps": 100, "learning_rate": 1e-3, "max_completion_length": 64, "max_turn_tokens": 4},
+        "temperature": 1.0,
+        "problems": 500,
+    },
+    "math": {
+        "env": EnvEntry("mrlm/Math-v0", {"kinds": ["addition"], "difficulty": [2, 2], "system_prompt": ""}),
+        "size": {"hidden_size": 96, "num_layers": 2},
+        "demonstrations": 200,
+        "sft": {"max_steps": 250, "learning_rate": 2e-3},
+        "rl": {"max_steps": 400, "learning_rate": 5e-4, "max_completion_length": 32},
+        "temperature": 0.0,
+        "problems": 500,
+    },
+}
+COMMON: dict[str, Any] = {"report_to": [], "disable_tqdm": True, "save_strategy": "no", "use_cpu": True}
+RL: dict[str, Any] = {
+    "per_device_train_batch_size": 256,
+    "warmup_steps": 10,
+    "max_grad_norm": 0.2,
+    "epsilon_high": 0.28,
+    "beta": 0.0,
+    "logging_steps": 1,
+    "save_episodes": 0,
+    **COMMON,
+}
+# What is switched off, or set otherwise, in each run of PPO.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "ppo": {},
+    "ppo, critic off": {"value_loss_coef": 0.0, "gae_lambda": 1.0},
+    "ppo, lambda 0": {"gae_lambda": 0.0},
+    "ppo, lambda 1": {"gae_lambda": 1.0},
+    "ppo, whitening off": {"whiten_advantages": False},
+    "ppo, per turn": {"gae_unit": "turn"},
+}
+
+
+def start(task: str, seed: int, folder: Path) -> Path:
+    """The SFT start of a seed, made once."""
+    target = folder / f"{task}-start-{seed}"
+    if (target / "config.json").is_file():
+        return target
+    settings = TASKS[task]
+    model, tokenizer = tiny.build(seed, **settings["size"])
+    demonstrations = expert_episodes(settings["env"], settings["demonstrations"], seed)
+    args = SFTConfig(
+        str(target), seed=seed, per_device_train_batch_size=64, warmup_steps=10, **settings["sft"], **COMMON
+    )
+    trainer = SFTTrainer(model, demonstrations, args, processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    trainer.save_model(str(target))
+    return target
+
+
+def success(task: str, model: Any, tokenizer: Any) -> float:
+    """Share of episodes solved, on the test split where there is one."""
+    settings = TASKS[task]
+    limits = settings["rl"]
+    sampling = Sampling(
+        temperature=settings["temperature"],
+        max_turn_tokens=limits.get("max_turn_tokens", limits["max_completion_length"]),
+        max_episode_tokens=limits["max_completion_length"],
+        seed=1,
+    )
+    figures = evaluate(policy.make(model, tokenizer), settings["env"], settings["problems"], "test", sampling)
+    return figures["success"]
+
+
+def run(task: str, name: str, seed: int, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """Train once; returns the row."""
+    settings = TASKS[task]
+    begun = start(task, seed, folder)
+    tokenizer = policy.load_tokenizer(str(begun))
+    before = success(task, policy.load_model(str(begun), device="cpu"), tokenizer)
+    values = {**RL, **settings["rl"], "seed": seed, "output_dir": str(folder / "run")}
+    entry = settings["env"]
+    if name == "grpo":
+        trainer: Any = GRPOTrainer(str(begun), entry, GRPOConfig(**{**values, "num_generations": 8, **changes}))
+    else:
+        trainer = PPOTrainer(str(begun), entry, PPOConfig(**{**values, **ABLATIONS[name], **changes}))
+    trainer.remove_callback(PrinterCallback)
+    cpu, wall = time.process_time(), time.perf_counter()
+    trainer.train()
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    logs = [row for row in trainer.state.log_history if "reward" in row]
+    return {
+        "task": task,
+        "algorithm": name,
+        "seed": seed,
+        "before": before,
+        "after": success(task, trainer.model, tokenizer),
+        "cpu_seconds": round(cpu, 1),
+        "seconds": round(wall, 1),
+        "reward": [round(row["reward"], 3) for row in logs[:: max(1, len(logs) // 10)]],
+        "explained_variance": logs[-1].get("explained_variance"),
+        **({"changes": changes} if changes else {}),
+    }
+
+
+def main() -> None:
+    """Every asked-for run, one JSON line each, as it ends."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, default="game")
+    parser.add_argument("--algorithms", nargs="+", default=["ppo"], choices=["grpo", *ABLATIONS])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--folder", default="runs/benchmark-ppo", help="where the starts are kept")
+    parser.add_argument("--output", help="JSONL file to append to")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="settings of the RL run")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    changes = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in given.set)}
+    for seed in given.seeds:
+        for name in given.algorithms:
+            line = json.dumps(run(given.task, name, seed, Path(given.folder), changes))
+            print(line, flush=True)
+            if given.output:
+                with open(given.output, "a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
