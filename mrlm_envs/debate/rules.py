@@ -1,8 +1,9 @@
 """The `rules` judge: deterministic, without a model, and unmoved by length, noise or claims about itself.
 
 It reads sentences. A sentence makes a *point* when it cites a piece of the speaker's own evidence (`[P1]`), restates
-what that evidence says, ties it to the debate in words of its own, is prose, and has not been said before by anyone.
-At most two pieces of evidence count a statement. Without a point, a statement scores nothing at all.
+what that evidence says, ties it to the debate in words of its own, is prose, and neither repeats what the speaker or
+the motion has said nor copies the other side. At most two pieces of evidence count a statement. Without a point, a
+statement scores nothing at all, and it takes nothing from the other side either.
 
 | criterion | share | what it is |
 | --- | --- | --- |
@@ -24,7 +25,7 @@ to game, not to be wise; `mrlm_envs.debate.judges` has the language model judge.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -81,7 +82,7 @@ class _Record:
     unsound: set[str] = field(default_factory=set)
     invented: set[str] = field(default_factory=set)
     own_goals: set[str] = field(default_factory=set)
-    said: list[frozenset[str]] = field(default_factory=list)
+    said: list[_Sentence] = field(default_factory=list)
     numbers: set[str] = field(default_factory=set)
     fresh: int = 0  # rounds with something new
     wrong_sums: int = 0
@@ -107,7 +108,7 @@ def rules(topic: Topic, rounds: Sequence[Round]) -> Verdict:
         for side in SIDES:
             _hear(records[side], records[other(side)], read[side], number, motion)
         for side in SIDES:  # after both have been heard: what is said at the same time is no repetition
-            records[side].said += [sentence.known for sentence in read[side]]
+            records[side].said += read[side]
     scores = {side: _score(records[side], records[other(side)], len(rounds), motion) for side in SIDES}
     return Verdict(scores, {side: tuple(records[side].notes) for side in SIDES})
 
@@ -141,13 +142,24 @@ def _read(statement: str) -> list[_Sentence]:
     return [sentence for part in parts[:_MAX_SENTENCES] if (sentence := _sentence(part)).words or sentence.cited]
 
 
-def _is_repeated(sentence: _Sentence, said: Sequence[frozenset[str]]) -> bool:
-    """Whether nearly all words were said in an earlier sentence, and no new number comes in."""
+def _is_repeated(sentence: _Sentence, said: Iterable[_Sentence]) -> bool:
+    """Whether an earlier sentence has nearly all its words, and it brings no new number."""
     enough = _SAID_BEFORE * max(1, len(sentence.known))
     return any(
-        len(sentence.known & before) >= enough and not any(word.isdigit() for word in sentence.known - before)
+        len(sentence.known & before.known) >= enough
+        and not any(word.isdigit() for word in sentence.known - before.known)
         for before in said
     )
+
+
+def _is_copied(sentence: _Sentence, said: Iterable[_Sentence]) -> bool:
+    """Whether it is the other side's sentence: its words, its citations and about its length.
+
+    The latter two, so that a side cannot spoil points to come by saying a heap of likely words first.
+    """
+    most = len(sentence.known) / _SAID_BEFORE
+    alike = (before for before in said if set(before.cited) == set(sentence.cited) and len(before.known) <= most)
+    return _is_repeated(sentence, alike)
 
 
 def _hear(record: _Record, against: _Record, statement: list[_Sentence], number: int, motion: _Sentence) -> None:
@@ -157,13 +169,14 @@ def _hear(record: _Record, against: _Record, statement: list[_Sentence], number:
     )
     total = good = fitting = counted = 0
     is_fresh = False
-    said = [*record.said, *against.said, motion.known]
+    said = [*record.said, motion]
     where = f"round {number + 1}"
     for sentence in statement:
         total += len(sentence.words)
         _check_citations(record, against, sentence, number, where)
-        is_new = not _is_repeated(sentence, said)
-        said.append(sentence.known)
+        argued = [name for name in sentence.cited if name in record.bank and _argues(sentence, record.bank[name])]
+        is_new = not _is_repeated(sentence, said) and not _is_copied(sentence, against.said)
+        said.append(sentence)
         if not is_new and sentence.cited:
             record.notes.append(f"{where}: a sentence on {sentence.cited[0]} was said before")
         if not sentence.is_prose or not is_new:
@@ -171,7 +184,6 @@ def _hear(record: _Record, against: _Record, statement: list[_Sentence], number:
         good += len(sentence.words)
         if sentence.content & on_topic:
             fitting += len(sentence.words)
-        argued = [name for name in sentence.cited if name in record.bank and _argues(sentence, record.bank[name])]
         for name in argued:
             if name not in record.argued and counted == POINTS:
                 record.notes.append(f"{where}: {name} came after {POINTS} other pieces of evidence and did not count")
