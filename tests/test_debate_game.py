@@ -1,3 +1,4 @@
+import pickle
 import warnings
 
 import gymnasium
@@ -95,6 +96,16 @@ def test_the_topic_of_the_game_can_be_chosen():
     row = {"id": "tea", "motion": "Tea", "pro": [{"claim": "Good"}], "con": [{"claim": "Bad"}]}
     rows = [row, {**row, "id": "milk"}]
     assert debate.parallel_env(tasks=rows).reset(seed=0, options={"task_id": "milk"})[1]["pro"]["task_id"] == "milk"
+
+
+def test_a_topic_of_the_package_is_not_picked_by_options():
+    with pytest.raises(ValueError, match="pass topic="):
+        debate.parallel_env().reset(seed=0, options={"task_id": "cash"})
+
+
+def test_a_game_survives_pickling():
+    game = pickle.loads(pickle.dumps(debate.parallel_env(topic="cash")))
+    assert game.reset(seed=0)[0] == debate.parallel_env(topic="cash").reset(seed=0)[0]
 
 
 def test_wrong_use_raises():

@@ -178,7 +178,13 @@ class Topics:
         self.num_tasks = 1 if self._named is not None else None if self._tasks is None else len(self._tasks)
 
     def draw(self, rng: np.random.Generator, seed: int, options: Mapping[str, Any]) -> Draw:
-        """The topic of an episode; `options["task_id"]` picks one of a finite source."""
+        """The topic of an episode; `options["task_id"]` picks one of a finite source.
+
+        Raises:
+            ValueError: If `options["task_id"]` is not in the source, or the source is not finite.
+        """
+        if "task_id" in options and self._tasks is None:
+            raise ValueError("options['task_id'] picks a topic of tasks=; for one of the package pass topic=")
         if self.format == "verifiable":
             return _verifiable(rng)
         if self._named is not None:
