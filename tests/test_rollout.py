@@ -352,8 +352,9 @@ def test_a_template_that_needs_lists_of_parts_is_refused() -> None:
         Chat(_template("smolvlm"))
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.sampled_from(["qwen2_5", "llama3", "llama3_1", "gemma", "phi3", "glm4moe"]), PLAIN, PLAIN, PLAIN)
+@pytest.mark.parametrize("name", ["qwen2_5", "llama3", "llama3_1", "gemma", "phi3", "cohere2"])
+@settings(max_examples=8, deadline=None)
+@given(question=PLAIN, answer=PLAIN, heard=PLAIN)
 def test_every_template_s_own_rendering_is_met(name: str, question: str, answer: str, heard: str) -> None:
     answer, question = f"a{answer}b", f"a{question}b"  # some templates trim
     tokenizer = _template(name)
