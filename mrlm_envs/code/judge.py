@@ -8,7 +8,7 @@ test is a fresh run whose whole output is compared here. An assert test is trust
 import builtins
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from mrlm_envs.code.compare import Compare, matches
 from mrlm_envs.sandbox import Answer, Failure, Limits, Program, Sandbox
@@ -26,6 +26,8 @@ class Test:
         code: Statements of an assert test; empty for the other kinds.
         public: Shown to the agent.
     """
+
+    __test__: ClassVar[bool] = False  # pytest would take it for a test class
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)

@@ -5,6 +5,7 @@ driver can only answer what it is asked, and the judge decides outside. Loaded b
 
 Frames are four bytes of length and a JSON list. The judge sends `start`, then any of `load`, `call`, `repl`; the child
 answers `ready` or `fault` to the first, `value` or `error` to the others, and may `ask` for a host function meanwhile.
+An answer carries the random ticket of its request, so that bytes a program writes to the channel are never one.
 """
 
 import atexit
@@ -120,9 +121,6 @@ def _frame(message: Any) -> bytes:
     return len(payload).to_bytes(4, "big") + payload
 
 
-_NO_MEMORY = _frame(["error", "MemoryError", "out of memory", "MemoryError: out of memory", 0])
-
-
 def _write(message: Any) -> None:
     _send(_frame(message))
 
@@ -143,17 +141,17 @@ class _Driver:
 
     def handle(self, request: Any) -> None:
         """Answers one request, whatever the program does meanwhile."""
-        kind, *rest = request
+        kind, ticket, *rest = request
+        no_memory = _frame(["error", ticket, "MemoryError", "out of memory", "MemoryError: out of memory", 0])
         try:
-            answer = ["value", *getattr(self, kind)(*rest)]
-            data = _frame(answer)
+            data = _frame(["value", ticket, *getattr(self, kind)(*rest)])
         except MemoryError:
-            data = _NO_MEMORY
+            data = no_memory
         except BaseException as error:
             try:
-                data = _frame(["error", *_describe(error)])
+                data = _frame(["error", ticket, *_describe(error)])
             except BaseException:
-                data = _NO_MEMORY
+                data = no_memory
         _flush()
         _send(data)
 

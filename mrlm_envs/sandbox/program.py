@@ -1,6 +1,7 @@
 """One untrusted program in its sandbox, spoken to from outside."""
 
 import os
+import secrets
 import select
 import signal
 import time
@@ -147,9 +148,9 @@ class Program:
         try:
             reply = self._exchange(message, deadline, hosts)
             if reply[0] == "value":
-                shown = reply[2] if len(reply) > 2 and type(reply[2]) is str else ""
-                return Answer(values.decode(reply[1]), shown=shown)
-            _, kind, text, trace, line = reply
+                shown = reply[3] if len(reply) > 3 and type(reply[3]) is str else ""
+                return Answer(values.decode(reply[2]), shown=shown)
+            _, _, kind, text, trace, line = reply
             if not (type(kind) is type(text) is type(trace) is str and type(line) is int):
                 raise values.ValueRefused("a malformed error")
             return Answer(failure=Failure("exit" if kind == "SystemExit" else "exception", text, kind, trace, line))
@@ -160,8 +161,9 @@ class Program:
         return Answer(failure=self.failure)
 
     def _exchange(self, message: Any, deadline: _Deadline, hosts: Mapping[str, Host] | None) -> Any:
+        ticket = secrets.randbits(60)
         try:
-            frame = _frame(message)
+            frame = _frame([message[0], ticket, *message[1:]])
         except values.ValueRefused as error:
             raise _Ended(Failure("too_large", str(error))) from error
         self._send(self._outgoing + frame, deadline)
@@ -178,7 +180,7 @@ class Program:
                 _, name, args, kwargs = reply
                 named = {k: values.decode(v) for k, v in kwargs}
                 self._send(_frame(_reply(hosts[name]([values.decode(a) for a in args], named))), deadline)
-            elif reply[0] in ("value", "error"):
+            elif reply[0] in ("value", "error") and reply[1] == ticket:
                 return reply
             else:
                 raise values.ValueRefused("not an answer")

@@ -66,7 +66,7 @@ def serve(control_fd: int, owner: int, scratch_root: str) -> None:
     if os.getppid() != owner:
         return
     base_memory, template = _address_space(), os.getpid()
-    workers: set[int] = set()
+    workers: dict[int, int] = {}  # pidfd to pid
     gc.collect()
     gc.disable()
     gc.freeze()
@@ -78,9 +78,13 @@ def serve(control_fd: int, owner: int, scratch_root: str) -> None:
         ready = dict(poller.poll())
         if owner_fd in ready:
             break
+        for fd in ready.keys() & workers.keys():
+            os.waitpid(workers.pop(fd), 0)
+            poller.unregister(fd)
+            os.close(fd)
+        if control.fileno() not in ready:
+            continue
         message, fds = _receive(control, 5)
-        for pid in [pid for pid in workers if os.waitpid(pid, os.WNOHANG)[0]]:
-            workers.discard(pid)
         if message[:1] != b"W":  # quit, or the owner closed its end
             break
         limits = {"memory": int.from_bytes(message[1:9], "big"), "file": int.from_bytes(message[9:17], "big")}
@@ -93,11 +97,13 @@ def serve(control_fd: int, owner: int, scratch_root: str) -> None:
             finally:
                 os._exit(1)
         if pid > 0:
-            workers.add(pid)
+            pidfd = os.pidfd_open(pid)
+            workers[pidfd] = pid
+            poller.register(pidfd, select.POLLIN)
             control.send(b"W")
         for fd in fds:
             os.close(fd)
-    for pid in workers:
+    for pid in workers.values():
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     if owner_fd in ready:
