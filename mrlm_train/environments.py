@@ -5,6 +5,7 @@ Any Gymnasium environment whose observations and actions are text will do: `mrlm
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import json
@@ -15,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import gymnasium
@@ -135,10 +137,30 @@ class EnvEntry:
             return True
         return "split" in inspect.signature(creator).parameters
 
-    @property
-    def key(self) -> str:
-        """The environment's name in metrics and groups: the id without version."""
-        return self.id.rpartition("/")[2].partition("-v")[0] or self.id
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The kwargs as Episodes keep them, split included; a table of tasks given in Python only by its digest."""
+        kwargs = self.kwargs if self.split is None else {**self.kwargs, "split": self.split}
+        return {name: value if len(text := _json(value)) <= 2000 else _digest(text) for name, value in kwargs.items()}
+
+    def group_id(self, seed: int, options: Mapping[str, Any]) -> str:
+        """The common id of episodes of this environment with these kwargs, seed and options."""
+        parts = [self.id, str(seed)]
+        if self.record or options:
+            parts.append(_digest(self._record_text + _json(dict(options))))
+        return "/".join(parts)
+
+    @cached_property
+    def _record_text(self) -> str:
+        return _json(self.record)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 EnvLike = EnvEntry | EnvSpec | str | Mapping[str, Any] | Callable[..., gymnasium.Env]
@@ -242,9 +264,3 @@ def fit(space: gymnasium.Space, action: str) -> str:
     if not isinstance(space, Text) or isinstance(space, Unicode) or action in space:
         return action
     return "".join(char for char in action if char in space.character_set)[: space.max_length]
-
-
-def group_key(entry: EnvEntry, seed: int, options: Mapping[str, Any]) -> str:
-    """The common `group_id` of episodes of the same environment, kwargs, seed and options."""
-    detail = json.dumps([entry.kwargs, entry.split, dict(options)], sort_keys=True, default=str)
-    return f"{entry.id}/{seed}" if detail == "[{}, null, {}]" else f"{entry.id}/{seed}/{detail}"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +108,7 @@ class GRPOTrainer(EpisodeTrainer):
         is_nameless = not isinstance(model, str) and not model.config.name_or_path
         if args.beta > 0 and is_nameless and trl_arguments.get("peft_config") is None:
             raise ValueError("beta > 0 needs a reference policy: give the model as a path (save it first) or use LoRA")
+        _save_between_generations(args)
         pool = EnvPool(entries(envs), args.env_threads)
         self.eval_envs = pool.envs if eval_envs is None else entries(eval_envs)
         rows = task_rows(args, pool)
@@ -245,6 +247,17 @@ def task_rows(args: GRPOConfig, pool: EnvPool) -> Dataset:
             )
     picks, seeds = training_tasks(pool, generations * per_generation, args.seed)
     return Dataset.from_dict({"prompt": [""] * len(picks), "entry": picks, "seed": seeds})
+
+
+def _save_between_generations(args: GRPOConfig) -> None:
+    """Round `save_steps` up to whole generations: in mid-generation TRL's buffer is not saved and a resume differs."""
+    assert args.steps_per_generation  # filled in by TRL
+    window = max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
+    if args.save_strategy == "steps" and args.save_steps >= 1 and (beyond := int(args.save_steps) % window):
+        args.save_steps = int(args.save_steps) + window - beyond
+        warnings.warn(
+            f"save_steps is now {args.save_steps}, a multiple of the {window} steps a batch serves", stacklevel=3
+        )
 
 
 def _flat_groups(played: Sequence[Episode], size: int) -> list[int]:

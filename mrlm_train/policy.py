@@ -185,8 +185,8 @@ def weight_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
 
 def _check_exists(path: str) -> None:
     """A hub name is `name` or `owner/name`; anything else, and what starts like a path, must be a folder here."""
-    looks_local = not path or path.startswith((".", "/", "~")) or path.count("/") > 1 or os.path.sep * 2 in path
-    if not Path(path).is_dir() and looks_local:
+    looks_local = not path or path.startswith((".", "/", "~")) or path.count("/") > 1
+    if looks_local and not (path and Path(path).is_dir()):
         raise ValueError(f"model {path!r}: no such folder; give a folder with config.json, or a hub name")
 
 

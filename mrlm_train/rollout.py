@@ -19,7 +19,7 @@ import numpy as np
 
 from mrlm_envs.core import EnvFault, clean
 from mrlm_train.chat import Chat
-from mrlm_train.environments import EnvEntry, EnvLike, EnvPool, entries, fit, group_key
+from mrlm_train.environments import EnvEntry, EnvLike, EnvPool, entries, fit
 from mrlm_train.episodes import Episode, tokenizer_hash
 from mrlm_train.generate import End, Feed, Sampling, Wait
 from mrlm_train.policy import Policy
@@ -143,17 +143,17 @@ class _Play:
         self._reshape = rollout.pool.rewards[request.entry]
         self._env: gymnasium.Env | None = None
         self._over = False
-        self.prefix = group_key(entry, request.seed, request.options)
+        self.prefix = entry.group_id(request.seed, request.options)
         self.seed = int(np.random.SeedSequence([request.seed, request.draw]).generate_state(1, np.uint64)[0])
         self.episode = Episode(
             env_id=entry.id,
-            kwargs=entry.kwargs if entry.split is None else {**entry.kwargs, "split": entry.split},
+            kwargs=entry.record,
             seed=request.seed,
             options=request.options,
             group_id=self.prefix,
             policy=rollout.policy.name,
             tokenizer_hash=tokenizer_hash(self._chat.tokenizer),
-            sampling=rollout._settings,
+            sampling={**rollout._settings, "draw": request.draw},
         )
         self._ids: list[int] = []
         self._mask: list[int] = []
@@ -334,6 +334,19 @@ def training_tasks(pool: EnvPool, count: int, seed: int) -> tuple[list[int], lis
     return picks.tolist(), seeds.tolist()
 
 
+def group_requests(pool: EnvPool, tasks: int, group_size: int, seed: int) -> list[Request]:
+    """`group_size` attempts at each of `tasks` tasks drawn as for training; a group comes one after another.
+
+    Request i has draw i, so that it can be told from all others.
+    """
+    drawn = zip(*training_tasks(pool, tasks, seed), strict=True)
+    return [
+        Request(entry, task, draw=group * group_size + member)
+        for group, (entry, task) in enumerate(drawn)
+        for member in range(group_size)
+    ]
+
+
 def expert_episodes(
     envs: EnvLike | Iterable[EnvLike],
     n: int,
@@ -374,8 +387,7 @@ def _play_expert(entry: EnvEntry, pool: EnvPool, index: int, seed: int) -> Episo
     inner: Any = env.unwrapped
     if not callable(getattr(inner, "expert", None)):
         raise ValueError(f"environment {entry.id} has no expert(); collect with a policy, or give an episodes file")
-    kwargs = entry.kwargs if entry.split is None else {**entry.kwargs, "split": entry.split}
-    episode = Episode(entry.id, kwargs, seed, group_id=group_key(entry, seed, {}), policy="expert")
+    episode = Episode(entry.id, entry.record, seed, group_id=entry.group_id(seed, {}), policy="expert")
     observation, info = env.reset(seed=seed)
     episode.task_id = info.get("task_id")
     system = info.get("system")

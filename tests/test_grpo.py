@@ -238,6 +238,17 @@ def test_training_resumed_from_a_checkpoint_ends_where_the_whole_run_ends(tmp_pa
         assert torch.equal(value, weights(resumed)[name]), name
 
 
+def test_checkpoints_fall_between_generations_where_a_resume_is_exact(tmp_path: Path) -> None:
+    settings = {"num_iterations": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 1, "save_episodes": 0}
+    whole = trainer(tmp_path, **settings)
+    assert whole.args.save_steps == 2
+    whole.train()
+    resumed = trainer(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+
+
 def test_what_costs_on_a_cpu_is_off_unless_asked_for(tmp_path: Path) -> None:
     args = GRPOConfig(str(tmp_path), use_cpu=True)
     assert not args.bf16 and not args.gradient_checkpointing

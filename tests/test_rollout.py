@@ -275,6 +275,13 @@ def test_a_reward_function_and_wrappers_of_the_entry_are_used() -> None:
     assert (episode.truncated, episode.stop_reason, episode.success) == (True, "time_limit", None)
 
 
+def test_a_table_of_tasks_is_kept_in_an_episode_by_its_digest_only() -> None:
+    lines = [f"line {i}" for i in range(1000)]
+    [one] = play(scripted(say("hi")), radio(*lines), Sampling(max_turns=1))
+    [other] = play(scripted(say("hi")), radio(*lines, "more"), Sampling(max_turns=1))
+    assert len(one.to_json()) < 2000 and one.kwargs != other.kwargs and one.group_id != other.group_id
+
+
 def test_training_tasks_pass_over_finite_sources_and_never_repeat_endless_ones() -> None:
     finite = EnvEntry("Finite", make=lambda: _with_tasks(5))
     pool = EnvPool([finite, EnvEntry("Radio", weight=3.0, make=Radio)], threads=1)
