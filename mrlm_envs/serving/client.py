@@ -31,6 +31,9 @@ _RESOLVE = 30.0  # seconds between look-ups of a dns:/// address
 _DRAWS = 16  # lanes up to which session ids are drawn so that sessions spread evenly
 
 
+_decode = json.JSONDecoder().decode  # `json.loads` guesses the encoding first
+
+
 class _Expired(Exception):
     """The time for a step is up."""
 
@@ -246,7 +249,17 @@ class AsyncClient:
             TypeError: If `action` is not a `str`.
             RemoteError: If the server refuses the client.
         """
-        return (await self.step_many([session], [action]))[0]
+        encoded = self._encode(session, action)
+        result = lost = None
+        future = self._offer(session, encoded)
+        if future is not None:
+            try:
+                result = await future
+            except LaneLost as error:
+                lost = error
+        if result is not None and not result.HasField("error"):
+            return self._accept(session, encoded, result)
+        return await self._finish(session, encoded, result, lost)
 
     async def step_many(self, sessions: Sequence[Session], actions: Sequence[str]) -> list[StepTuple]:
         """Take one step in each of several sessions, in one call for each server.
@@ -311,7 +324,7 @@ class AsyncClient:
         lane = session.lane
         if lane is None or not session.is_alive or lane.is_blocked:
             return None
-        return lane.send("Step", _step_item(session, action))
+        return lane.send("Step", _step_item(session, action), size=len(action))
 
     def _accept(self, session: Session, action: bytes, result: "pb.Result") -> StepTuple:
         session.actions.append(action)
@@ -320,7 +333,7 @@ class AsyncClient:
         terminated, truncated = result.terminated, result.truncated
         if terminated or truncated:
             session.is_open = False
-        return result.observation, result.reward, terminated, truncated, json.loads(result.info)
+        return result.observation, result.reward, terminated, truncated, _decode(result.info.decode())
 
     async def _finish(self, session: Session, action: bytes, result: Any, lost: LaneLost | None) -> StepTuple:
         """Bring a step to its end that did not go well at once; `result` is an error, or None if there is no answer."""
@@ -422,7 +435,7 @@ class AsyncClient:
     async def _send(self, lane: Lane, method: str, item: Any, deadline: float, again: bool = False) -> Any:
         """Send an item until the answer is not "ask again"."""
         while True:
-            result = await lane.send(method, item, again=again)
+            result = await lane.send(method, item, again=again, size=item.ByteSize())
             if not result.HasField("error") or not result.error.HasField("retry_after_ms"):
                 return result
             again = result.error.code == pb.STEP_TIMEOUT

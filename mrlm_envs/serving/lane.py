@@ -121,15 +121,16 @@ class Lane:
         """The server was lost a moment ago."""
         return self.blocked_until > time.monotonic()
 
-    def send(self, method: str, item: Any, *, again: bool = False) -> "asyncio.Future[Any]":
+    def send(self, method: str, item: Any, *, again: bool = False, size: int = 0) -> "asyncio.Future[Any]":
         """Send one item with whatever else is sent now; the future gives its result, `LaneLost` or `RemoteError`.
 
         Args:
             method: "Reset", "Step" or another of the service.
             item: The item's message.
             again: The item was answered "still running": its call may take long, and holds up no others.
+            size: Bytes of the item, about.
         """
-        return self._queues[method, again].add(item)
+        return self._queues[method, again].add(item, size)
 
     async def call(self, method: str, items: Sequence[Any], wait_ms: int = 0) -> Sequence[Any]:
         """One call.
@@ -209,15 +210,15 @@ class _Queue:
     def __init__(self, lane: Lane, method: str, again: bool) -> None:
         self._lane, self._method = lane, method
         self._limit = 1_000_000 if again else _CALLS
-        self._items: deque[tuple[Any, asyncio.Future[Any]]] = deque()
+        self._items: deque[tuple[Any, asyncio.Future[Any], int]] = deque()
         self._open = 0
         self._is_due = False
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def add(self, item: Any) -> "asyncio.Future[Any]":
+    def add(self, item: Any, size: int) -> "asyncio.Future[Any]":
         future = self._loop.create_future()
-        self._items.append((item, future))
+        self._items.append((item, future, size))
         if not self._is_due and self._open < self._limit:
             self._is_due = True
             self._loop.call_soon(self._flush)
@@ -230,23 +231,22 @@ class _Queue:
     def _flush(self) -> None:
         self._is_due = False
         while self._items and self._open < self._limit:
-            batch: list[tuple[Any, asyncio.Future[Any]]] = []
-            size = 0
+            batch: list[tuple[Any, asyncio.Future[Any], int]] = []
+            total = 0
             while self._items and len(batch) < _ITEMS:
-                if batch:  # most items are small, so their size is looked up only where it may matter
-                    size += self._items[0][0].ByteSize() if isinstance(self._items[0][0], _SIZED) else 0
-                    if size > _BYTES:
-                        break
-                item, future = self._items.popleft()
-                if not future.done():  # cancelled
-                    batch.append((item, future))
+                total += self._items[0][2]
+                if batch and total > _BYTES:
+                    break
+                entry = self._items.popleft()
+                if not entry[1].done():  # cancelled
+                    batch.append(entry)
             if batch:
                 self._open += 1
                 task = self._loop.create_task(self._send(batch))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def _send(self, batch: "list[tuple[Any, asyncio.Future[Any]]]") -> None:
+    async def _send(self, batch: "list[tuple[Any, asyncio.Future[Any], int]]") -> None:
         is_open = True
 
         def release() -> None:
@@ -259,16 +259,16 @@ class _Queue:
         timer = self._loop.call_later(_PATIENCE, release)
         wait_ms = int(1000 * _PATIENCE) if self._method in ("Reset", "Step") else 0
         try:
-            results = await self._lane.call(self._method, [item for item, _ in batch], wait_ms)
+            results = await self._lane.call(self._method, [item for item, _, _ in batch], wait_ms)
         except (LaneLost, RemoteError) as error:
-            for _, future in batch:
+            for _, future, _ in batch:
                 _fail(future, error)
         except BaseException as error:
-            for _, future in batch:
+            for _, future, _ in batch:
                 _fail(future, LaneLost(repr(error)))
             raise
         else:
-            for (_, future), result in zip(batch, results):
+            for (_, future, _), result in zip(batch, results):
                 if not future.done():
                     future.set_result(result)
         finally:
@@ -276,7 +276,6 @@ class _Queue:
             release()
 
 
-_SIZED = (pb.ResetItem, pb.StepItem)
 _FATAL = {
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,

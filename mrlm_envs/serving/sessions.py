@@ -153,10 +153,8 @@ class Work:
         self.info = info_bytes = text.encode()
         sent, seen = action.encode(), observation.encode()
         ends = self.terminated | self.truncated << 1
-        state = hashlib.blake2b(self.digest, digest_size=16)
-        state.update(_header(seq, len(sent), self.reward, ends, len(seen), len(info_bytes)))
-        state.update(sent + seen + info_bytes)
-        self.digest = state.digest()
+        header = _header(seq, len(sent), self.reward, ends, len(seen), len(info_bytes))
+        self.digest = hashlib.blake2b(self.digest + header + sent + seen + info_bytes, digest_size=16).digest()
 
     def answer(self, results: Any) -> int:
         """Append the answer to a repeated `Result` field; returns its approximate bytes."""
