@@ -1,6 +1,6 @@
 """Everything that touches TRL's private parts, and nothing else does. Written for TRL 1.16.
 
-Each hook has a contract test in `tests/test_grpo.py` or `tests/test_ppo.py` that fails when TRL moves it:
+Each hook has a contract test in `tests/test_grpo.py`, `test_ppo.py` or `test_dpo.py` that fails when TRL moves it:
 
 - `_generate_and_score_completions(inputs)` is called once a generation with the rank's rows, each prompt repeated
   `num_generations` times, all dataset columns in them; its result is what `_compute_loss` reads.
@@ -10,6 +10,8 @@ Each hook has a contract test in `tests/test_grpo.py` or `tests/test_ppo.py` tha
 - `_compute_loss(model, inputs)` takes `advantages` of shape (B, T), calls `_get_per_token_logps_and_entropies` once,
   which keeps the last `logits_to_keep` positions, and divides by `inputs["num_items_in_batch"]`.
 - `_save(output_dir, state_dict)` and `_load_from_checkpoint(folder, model)` write and read the weights.
+- DPO: `_prepare_dataset` tokenises, `_set_signature_columns_if_needed` names the columns kept, and the loss counts what
+  the collator's `completion_mask` says.
 - `_generate_single_turn(prompt_ids, images, multimodal_fields, num_generations)` generates on token ids, by vLLM too.
 """
 
@@ -26,6 +28,7 @@ from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from trl.distributed import DistributedBackend
 from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
+from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from mrlm_train.environments import EnvEntry
@@ -281,6 +284,39 @@ class CriticTrainer(EpisodeTrainer):
         super()._load_best_model()
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             load_value_head(self.value_head, str(self.state.best_model_checkpoint))
+
+
+class PairTrainer(PlayedEvaluation, DPOTrainer):
+    """TRL's `DPOTrainer` on pairs that are token ids already, with masks of their own.
+
+    TRL counts everything after the prompt, the words of the environment too; here only mask 1 counts.
+    """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = (
+        *("prompt_ids", "chosen_ids", "rejected_ids", "chosen_mask", "rejected_mask"),
+        *("ref_chosen_logps", "ref_rejected_logps"),
+    )
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = list(self.COLUMNS)
+
+
+class PairCollator(DataCollatorForPreference):
+    """TRL's collator, with `completion_mask` from the rows' own masks."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Chosen rows, then rejected ones, padded on the right."""
+        batch = super().torch_call(examples)
+        rows = [
+            [0] * len(row["prompt_ids"]) + row[f"{side}_mask"] for side in ("chosen", "rejected") for row in examples
+        ]
+        for i, mask in enumerate(rows):
+            kept = mask[: batch["completion_mask"].shape[1]]
+            batch["completion_mask"][i, : len(kept)] = torch.tensor(kept)
+        return batch
 
 
 def episode_rows(prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
