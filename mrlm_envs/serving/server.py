@@ -363,7 +363,8 @@ class Server:
             watch.look()
 
     def _ran(self, work: Any, seconds: float) -> None:
-        self.metrics.step(work.offer.id, seconds)
+        if not work.is_reset:
+            self.metrics.step(work.offer.id, seconds)
 
     async def _sweep(self) -> None:
         """Give up late steps, close idle sessions, and say NOT_SERVING when most threads are lost."""

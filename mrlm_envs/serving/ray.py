@@ -1,0 +1,84 @@
+"""`mrlm serve --ray N`: the servers as Ray actors on fixed ports.
+
+Ray starts a lost actor again; it then listens where its predecessor did, and clients replay their episodes on it or on
+another. Needs `pip install ray`; nothing here is imported without `--ray`.
+"""
+
+import asyncio
+import dataclasses
+import importlib
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from mrlm_envs.serving.catalog import Refused
+from mrlm_envs.serving.server import Server, Settings
+
+ray: Any = importlib.import_module("ray")  # type checkers would take `import ray` for this file
+
+
+class _Actor:
+    """One server in an actor's process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._server: Server = self._run(self._start(settings))
+
+    async def _start(self, settings: Settings) -> Server:
+        server = Server(settings)
+        await server.start()
+        return server
+
+    def _run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def address(self) -> str:
+        """`host:port`, with the address of the actor's node."""
+        host = self._server.settings.host
+        return f"{ray.util.get_node_ip_address() if host == '0.0.0.0' else host}:{self._server.port}"
+
+    def stop(self) -> None:
+        """Drain."""
+        self._run(self._server.stop())
+
+
+def start(settings: Settings, count: int, **options: Any) -> list[Any]:
+    """Start `count` actors on ports `settings.port`, `settings.port` + 1, …; Ray restarts lost ones.
+
+    Args:
+        settings: What to serve; the port must not be 0, since a restarted actor has to come back to its own.
+        count: How many servers.
+        **options: Ray's actor options, such as `num_cpus` or `scheduling_strategy`.
+
+    Raises:
+        Refused: If the port is 0.
+    """
+    if not settings.port:
+        raise Refused("--ray needs fixed ports: pass --port")
+    actor = ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=1)(_Actor)
+    actors = []
+    for index in range(count):
+        metrics_port = settings.metrics_port and settings.metrics_port + index
+        own = dataclasses.replace(settings, port=settings.port + index, metrics_port=metrics_port)
+        actors.append(actor.options(**options).remote(own) if options else actor.remote(own))
+    return actors
+
+
+def serve(settings: Settings, count: int, say: Callable[[str], None]) -> int:
+    """Run until SIGTERM or SIGINT, then drain; the process's exit status."""
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    actors = start(settings, count)
+    for address in ray.get([actor.address.remote() for actor in actors]):
+        say(f"{address} serves {', '.join(settings.environments)}")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    stop.wait()
+    ray.get([actor.stop.remote() for actor in actors])
+    for actor in actors:
+        ray.kill(actor)
+    ray.shutdown()
+    return 0
