@@ -257,10 +257,11 @@ class EnvPool:
 
 
 def fit(space: gymnasium.Space, action: str) -> str:
-    """`action` as far as a stock `Text` space admits it: other characters dropped, length cut.
+    """`action` as a stock `Text` space admits it: other characters dropped, cut or filled up to its lengths.
 
     What a policy says is never the environment's fault, and many third-party spaces are narrow.
     """
     if not isinstance(space, Text) or isinstance(space, Unicode) or action in space:
         return action
-    return "".join(char for char in action if char in space.character_set)[: space.max_length]
+    admitted = "".join(char for char in action if char in space.character_set)[: space.max_length]
+    return admitted.ljust(space.min_length, " " if " " in space.character_set else min(space.character_set))

@@ -207,6 +207,20 @@ def test_too_many_invalid_episodes_stop_training(tmp_path: Path) -> None:
         trainer(tmp_path, broken).train()
 
 
+def test_invalid_episodes_are_counted_and_not_printed_at_length(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    envs = [
+        EnvEntry("Radio", {"lines": ["one"], "break_at": 1}, make=Radio),
+        EnvEntry("Good", {"lines": ["one"]}, make=Radio),
+    ]
+    trained = trainer(tmp_path, envs, per_device_train_batch_size=32, max_steps=1, max_invalid_share=0.9)
+    trained.train()
+    invalid = [e for e in trained.episodes if not e.valid]
+    assert trained.state.log_history[0]["invalid"] == len(invalid) > 0
+    assert "All reward functions returned None" not in caplog.text
+
+
 def test_a_third_party_environment_is_learned(tmp_path: Path) -> None:
     trained = trainer(
         tmp_path,
@@ -298,6 +312,23 @@ def test_evaluation_in_mid_training_plays_the_test_split(tmp_path: Path) -> None
     assert "reward" not in rows[0] and "reward" in trained.state.log_history[0]
     assert trained._eval_rollout is not None and trained._eval_rollout.envs[0].split == "test"
     assert trained.rollout.envs[0].split is None
+
+
+def test_the_best_checkpoint_is_the_trainer_s_own_by_what_was_played(tmp_path: Path) -> None:
+    trained = trainer(
+        tmp_path,
+        EnvEntry("Letters", {"letters": "a"}, make=Letters),
+        eval_strategy="steps",
+        eval_steps=1,
+        eval_episodes=4,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_reward",
+        save_episodes=0,
+    )
+    trained.train()
+    assert trained.state.best_metric == 0.0 and trained.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
 
 
 def test_with_lora_only_the_adapter_learns(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import trl
+from gymnasium.spaces import Text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -222,7 +223,8 @@ def test_a_slow_environment_does_not_keep_others_from_decoding() -> None:
     assert [e.valid for e in episodes] == [True, True]
 
 
-def test_what_a_narrow_text_space_does_not_admit_never_reaches_the_environment() -> None:
+@pytest.mark.parametrize(("said", "admitted"), [("a-b c!" + "d" * 30, "abc" + "d" * 9), ("", "00"), ("!x", "x0")])
+def test_what_a_narrow_text_space_does_not_admit_never_reaches_the_environment(said: str, admitted: str) -> None:
     heard: list[str] = []
 
     class Strict(Radio):
@@ -231,8 +233,14 @@ def test_what_a_narrow_text_space_does_not_admit_never_reaches_the_environment()
             assert action in self.action_space
             return super().step(action)
 
-    [episode] = play(scripted(say("a-b c!" + "d" * 30)), EnvEntry("Strict", {"lines": ["one"]}, make=Strict))
-    assert episode.valid and heard == ["abc" + "d" * 9]
+    def make(**kwargs: Any) -> gymnasium.Env:
+        env = Strict(**kwargs)
+        env.action_space = Text(12, min_length=2)
+        return env
+
+    [episode] = play(scripted(say(said)), EnvEntry("Strict", {"lines": ["one"]}, make=make))
+    assert episode.valid and heard == [admitted]
+    assert episode.messages[1]["content"] == said
 
 
 @pytest.mark.parametrize(
