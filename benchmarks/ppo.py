@@ -2,10 +2,10 @@
 
     python benchmarks/ppo.py --task game --algorithms ppo grpo --seeds 0 1 2 3 4 --output /tmp/ppo.jsonl
 
-Two tasks on the toy policy. `game`: find a digit in four guesses, told "higher" or "lower"; the start has learned the
-form from random guessers. `math`: sums of two numbers below 100, the start has seen 200 worked solutions; success is
-on the test split. Each row of the output is one run: success before and after (greedy for math, sampled for the game,
-whose best strategy is to be measured as it is played), and CPU-seconds of training. `benchmarks/README.md` has ours.
+Two tasks on the toy policy. `game`: find a digit in four guesses, told "+" (higher) or "-" (lower); the start has
+learned from a bad player. `math`: sums of two numbers below 100; the start has seen 200 worked solutions, success is on
+the test split. A row of the output is a run: success before and after (greedy for math, sampled for the game, where
+there is no test split), and CPU-seconds of training. `benchmarks/README.md` has ours.
 """
 
 from __future__ import annotations
@@ -31,29 +31,34 @@ from mrlm_train.sft import SFTConfig, SFTTrainer
 
 
 class GuessDigit(TextEnv):
-    """Find a digit in four guesses. The expert knows the rules and nothing better than chance."""
+    """Find a digit in four guesses. The expert is no good: two guesses in three forget the hints."""
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "expert": "honest", "deterministic": True}
 
     def begin(self, options: Options) -> Opening:
-        self.secret = int(self.rng.integers(10))
-        return Opening("guess", task_id=str(self.secret))
+        self.secret, self.open = int(self.rng.integers(10)), range(10)
+        return Opening("?", task_id=str(self.secret))
 
     def respond(self, action: str) -> Reply:
         if action == str(self.secret):
-            return Reply("yes", {"found": 1.0}, done=True, success=True)
-        return Reply("higher" if action.isdigit() and int(action[:9]) < self.secret else "lower")
+            return Reply("=", {"found": 1.0}, done=True, success=True)
+        is_low = action.isdigit() and int(action[:9]) < self.secret
+        if action.isdigit():
+            self.open = [
+                digit for digit in self.open if digit != int(action[:9]) and (digit > int(action[:9])) == is_low
+            ]
+        return Reply("+" if is_low else "-")
 
     def expert(self) -> str:
-        return str(self.rng.integers(10))
+        return str(self.rng.choice(self.open if self.rng.random() < 1 / 3 else range(10)))
 
 
 TASKS: dict[str, dict[str, Any]] = {
     "game": {
         "env": EnvEntry("GuessDigit", {"split": "all", "max_turns": 4}, make=GuessDigit),
-        "size": {"hidden_size": 64, "num_layers": 2, "num_heads": 2},
-        "demonstrations": 400,
-        "sft": {"max_steps": 100, "learning_rate": 2e-3},
+        "size": {"hidden_size": 64, "num_layers": 2},
+        "demonstrations": 2000,
+        "sft": {"max_steps": 300, "learning_rate": 2e-3},
         "rl": {"max_steps": 100, "learning_rate": 1e-3, "max_completion_length": 64, "max_turn_tokens": 4},
         "temperature": 1.0,
         "problems": 500,

@@ -1,4 +1,4 @@
-"""The `mrlm` command: train, eval, serve, info, play, demo.
+"""The `mrlm` command: train, eval, collect, serve, info, play, demo.
 
 Libraries are imported by the command that needs them, so `mrlm info`, `mrlm play` and `mrlm serve` work without
 torch. A fault of the user's is one line on standard error and exit code 1; `MRLM_TRACEBACK=1` shows where it arose.
@@ -65,13 +65,24 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--num-episodes", type=_positive, default=200, help="episodes; seeds 0 to N-1")
     evaluate.add_argument("--split", default="test", choices=("train", "test", "all"), help="which tasks")
     evaluate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    evaluate.add_argument("--max-turn-tokens", type=_positive, default=256, help="tokens of one reply")
-    evaluate.add_argument("--max-episode-tokens", type=_positive, default=1024, help="tokens after the prompt")
-    evaluate.add_argument("--engine", default="auto", choices=("auto", "slot", "turn"), help="how tokens are sampled")
-    evaluate.add_argument("--rows", type=_positive, default=64, help="episodes decoded at once")
+    _add_generation(evaluate)
     evaluate.add_argument("--seed", type=int, default=0, help="of the sampling")
     evaluate.add_argument("--output", metavar="FILE", help="write the result as JSON")
     evaluate.add_argument("--episodes", metavar="FILE", help="write the episodes as JSONL")
+
+    collect = add("collect", _collect, "play episodes and keep them as JSONL")
+    collect.add_argument("--model", metavar="PATH", help="a model or adapter folder, or a Hub name")
+    collect.add_argument("--expert", action="store_true", help="the environments' own reference solutions instead")
+    _add_environment(collect)
+    collect.add_argument("--address", metavar="HOST:PORT", help="play on `mrlm serve`, one address or several")
+    collect.add_argument("-n", "--num-episodes", type=_positive, required=True, metavar="N", help="episodes to play")
+    collect.add_argument("-o", "--output", required=True, metavar="FILE", help="where the episodes go")
+    collect.add_argument("--filter-reward", type=float, metavar="T", help="keep episodes with a reward of at least T")
+    collect.add_argument("--group-size", type=_positive, default=1, metavar="G", help="attempts at each task")
+    collect.add_argument("--split", default="train", choices=("train", "test", "all"), help="which tasks")
+    collect.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+    _add_generation(collect)
+    collect.add_argument("--seed", type=int, default=0, help="of the tasks and of the sampling")
 
     play = add("play", _play, "play an environment yourself")
     play.add_argument("environment", help="short name (math), id, or module:id")
@@ -102,6 +113,13 @@ def _add_environment(command: argparse.ArgumentParser) -> None:
     text = "short name (math), id, or module:id; may be given again"
     command.add_argument("--environment", action="append", required=True, metavar="ENV", help=text)
     _add_env_arg(command)
+
+
+def _add_generation(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--max-turn-tokens", type=_positive, default=256, help="tokens of one reply")
+    command.add_argument("--max-episode-tokens", type=_positive, default=1024, help="tokens after the prompt")
+    command.add_argument("--engine", default="auto", choices=("auto", "slot", "turn"), help="how tokens are sampled")
+    command.add_argument("--rows", type=_positive, default=64, help="episodes decoded at once")
 
 
 def _add_env_arg(command: argparse.ArgumentParser) -> None:
@@ -186,6 +204,50 @@ def _eval(args: argparse.Namespace) -> int:
         run_folder.write_json(Path(args.output), {"model": args.model, "split": args.split, **result})
     if args.episodes:
         write(args.episodes, episodes)
+    return 0
+
+
+def _collect(args: argparse.Namespace) -> int:
+    _needs_trainers()
+    from tqdm import tqdm
+
+    from mrlm_train.collect import collect, collect_experts
+    from mrlm_train.config import environment_id
+    from mrlm_train.environments import EnvEntry
+    from mrlm_train.generate import Sampling
+    from mrlm_train.policy import make
+
+    if args.expert == bool(args.model):
+        raise ValueError("collect: give either --model PATH or --expert")
+    kwargs = _env_kwargs(args.env_arg)
+    listed = [EnvEntry(environment_id(name), kwargs=kwargs, address=args.address) for name in args.environment]
+    envs = [entry.on_split(args.split) for entry in listed]
+    with tqdm(total=args.num_episodes, unit="episode", disable=None) as bar:
+        seen = lambda episode: bar.update()
+        if args.expert:
+            found = collect_experts(envs, args.num_episodes, args.output, args.filter_reward, args.seed, progress=seen)
+        else:
+            sampling = Sampling(
+                temperature=args.temperature,
+                max_turn_tokens=args.max_turn_tokens,
+                max_episode_tokens=args.max_episode_tokens,
+                seed=args.seed,
+            )
+            found = collect(
+                make(args.model, engine=args.engine, rows=args.rows),
+                envs,
+                args.num_episodes,
+                args.output,
+                sampling,
+                args.group_size,
+                args.filter_reward,
+                args.seed,
+                progress=seen,
+            )
+    success = "" if found.success is None else f", {found.success:.1%} solved"
+    again = f" ({found.resumed} from before)" if found.resumed else ""
+    print(f"{found.played} episodes{again}, mean reward {found.reward:.3f}{success}, {found.invalid} invalid")
+    print(f"{found.written} written to {args.output}")
     return 0
 
 
