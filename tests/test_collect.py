@@ -148,7 +148,7 @@ def test_a_process_killed_outright_leaves_what_it_had_and_the_next_one_goes_on(
 ) -> None:
     output = tmp_path / "e.jsonl"
     partial = tmp_path / ".e.jsonl.partial"
-    command = arguments(model, output, "-n", "2000", "--rows", "4")
+    command = arguments(model, output, "-n", "400", "--rows", "4")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "mrlm_train.cli", *command], env=environment, stderr=subprocess.DEVNULL
@@ -164,7 +164,7 @@ def test_a_process_killed_outright_leaves_what_it_had_and_the_next_one_goes_on(
     assert not output.exists()
     lines = [line for line in partial.read_bytes().split(b"\n")[1:-1] if line]
     head = json.loads(partial.read_bytes().split(b"\n")[0])
-    assert len(lines) >= 20 and json.loads(head["settings"])["n"] == 2000
+    assert len(lines) >= 20 and json.loads(head["settings"])["n"] == 400
     assert len({json.loads(line)["sampling"]["draw"] for line in lines}) == len(lines)
     assert main(command) == 0
-    assert f"2000 episodes ({len(lines)} from before)" in capsys.readouterr().out
+    assert f"400 episodes ({len(lines)} from before)" in capsys.readouterr().out
