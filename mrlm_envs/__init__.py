@@ -14,6 +14,7 @@ __all__ = ["ENVIRONMENTS", "EnvFault", "Opening", "Options", "Reply", "TextEnv",
 ENVIRONMENTS: dict[str, tuple[str, str, str]] = {
     "math": ("mrlm/Math-v0", "mrlm_envs.math.env", "MathEnv"),
     "code": ("mrlm/Code-v0", "mrlm_envs.code.env", "CodeEnv"),
+    "tools": ("mrlm/ToolUse-v0", "mrlm_envs.tools.env", "ToolUseEnv"),
     "debate": ("mrlm/Debate-v0", "mrlm_envs.debate.env", "DebateEnv"),
     "llm": ("mrlm/LLM-v0", "mrlm_envs.llm.env", "LLMEnv"),
 }

@@ -1,0 +1,219 @@
+"""Tools of an MCP server (Model Context Protocol, over stdio or HTTP) as tools of ours. Needs the `mcp` extra.
+
+    registry.add(connect({"command": "python", "args": ["my_server.py"]}))
+    registry.add(connect({"url": "http://127.0.0.1:8000/mcp"}))
+
+A process keeps one connection to a server, which all its environments share, so what the server remembers, episodes
+share too. What the server refuses is the agent's to read; a server that is gone is an `EnvFault`.
+"""
+
+import asyncio
+import atexit
+import json
+import os
+import re
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+from mrlm_envs.core import EnvFault
+from mrlm_envs.tools.registry import Tool, ToolError, Toolset
+
+_FIELDS = {"command", "args", "env", "cwd", "url"}
+_START_S = 30.0  # until a server has said which tools it has
+
+
+class McpTools(Toolset):
+    """The tools of one MCP server. Thread-safe.
+
+    Args:
+        settings: `url`, or `command` with `args`, `env` and `cwd`.
+        timeout_s: Seconds for each call.
+
+    Raises:
+        ValueError: Malformed settings, the `mcp` package is missing, or no server answers.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], timeout_s: float = 30.0) -> None:
+        if set(settings) - _FIELDS or ("url" in settings) == ("command" in settings):
+            raise ValueError(f"mcp: give either url, or command with args, env and cwd; got {dict(settings)!r}")
+        self._settings, self._timeout = dict(settings), timeout_s
+        self._where = str(settings.get("url", settings.get("command")))
+        self._lock = threading.Lock()
+        self._connection: _Connection | None = None
+        try:
+            self._listed = self._connect().listed
+        except EnvFault as fault:
+            raise ValueError(str(fault)) from fault
+
+    @property
+    def tools(self) -> list[Tool]:
+        """The server's tools, as it describes them; odd characters in a name become `_`."""
+        return [
+            Tool(
+                _calling(self, tool.name),
+                re.sub(r"[^A-Za-z0-9_-]", "_", tool.name)[:64],
+                tool.description or "",
+                tool.input_schema,
+            )
+            for tool in self._listed
+        ]
+
+    def call(self, name: str, arguments: dict[str, Any]) -> str:
+        """Calls a tool of the server.
+
+        Raises:
+            ToolError: The server refuses, or the call takes too long though the server is well.
+            EnvFault: The server is gone.
+        """
+        from mcp import MCPError
+
+        connection = self._connect()
+        try:
+            result = connection.ask(lambda client: client.call_tool(name, arguments), self._timeout)
+        except Exception as error:
+            try:
+                connection.ask(lambda client: client.list_tools(cache_mode="refresh"), self._timeout)
+            except Exception as fault:
+                self._disconnect(connection)
+                raise EnvFault(f"mcp server {self._where} is gone: {type(fault).__name__} {fault}") from fault
+            said = "took too long" if isinstance(error, TimeoutError) else str(error)
+            if isinstance(error, MCPError | TimeoutError):
+                raise ToolError(f"{name}: {said}") from None
+            raise
+        texts = [block.text if block.type == "text" else f"[{block.type}]" for block in result.content]
+        if result.is_error:
+            raise ToolError("\n".join(texts))
+        return "\n".join(texts)
+
+    def _connect(self) -> "_Connection":
+        with self._lock:
+            if self._connection is None:
+                self._connection = _Connection(self._settings, self._where)
+            return self._connection
+
+    def _disconnect(self, connection: "_Connection") -> None:
+        """Forgets a broken connection; the next call tries a new one."""
+        with self._lock:
+            if self._connection is connection:
+                self._connection = None
+        connection.close()
+
+    def shut(self) -> None:
+        """Ends the connection, and with it a server that was started for it."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+def _calling(server: McpTools, name: str) -> Callable[..., str]:
+    def call(**arguments: Any) -> str:
+        return server.call(name, arguments)
+
+    return call
+
+
+class _Connection:
+    """An MCP client in an event loop of its own, in a thread of its own."""
+
+    def __init__(self, settings: Mapping[str, Any], where: str) -> None:
+        try:
+            import mcp
+        except ModuleNotFoundError:
+            raise ValueError("mcp servers need the mcp package: pip install 'mrlm[mcp]'") from None
+        self._target: Any = settings["url"] if "url" in settings else mcp.StdioServerParameters(**settings)
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._client: Any = None
+        ready: Future[list[Any]] = Future()
+        self._thread = threading.Thread(target=self._run, args=(ready,), name="mrlm-mcp", daemon=True)
+        self._thread.start()
+        try:
+            self.listed = ready.result(_START_S)
+        except Exception as error:
+            self.close()
+            raise EnvFault(f"mcp server {where}: no connection: {_reason(error)}") from error
+
+    def _run(self, ready: Future[list[Any]]) -> None:
+        try:
+            self._loop.run_until_complete(self._serve(ready))
+        except BaseException as error:
+            if not ready.done():
+                ready.set_exception(error if isinstance(error, Exception) else RuntimeError(str(error)))
+        finally:
+            self._loop.close()
+
+    async def _serve(self, ready: Future[list[Any]]) -> None:
+        from mcp import Client
+
+        async with Client(self._target) as client:
+            listed = await client.list_tools()
+            tools = list(listed.tools)
+            while listed.next_cursor:
+                listed = await client.list_tools(cursor=listed.next_cursor)
+                tools += listed.tools
+            self._client = client
+            ready.set_result(tools)
+            await self._stop.wait()
+
+    def ask(self, request: Callable[[Any], Awaitable[Any]], seconds: float) -> Any:
+        """The answer to a request.
+
+        Raises:
+            TimeoutError: It took too long.
+            ConnectionError: The connection is closed.
+        """
+
+        async def bounded() -> Any:
+            return await asyncio.wait_for(request(self._client), seconds)
+
+        if not self._thread.is_alive():
+            raise ConnectionError("the connection is closed")
+        coroutine = bounded()
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(seconds + 5)
+        except RuntimeError as error:  # the loop was closed between the check and the call
+            coroutine.close()
+            raise ConnectionError("the connection is closed") from error
+
+    def close(self) -> None:
+        """Ends the connection and waits for its thread."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(timeout=10)
+
+
+def _reason(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__} {error}".strip()
+
+
+_shared: dict[tuple[int, str, float], McpTools] = {}
+_shared_lock = threading.Lock()
+
+
+def connect(settings: Mapping[str, Any], timeout_s: float = 30.0) -> McpTools:
+    """The tools of a server, through the connection that this process keeps to it.
+
+    Args:
+        settings: `url`, or `command` with `args`, `env` and `cwd`.
+        timeout_s: Seconds for each call.
+
+    Raises:
+        ValueError: Malformed settings, the `mcp` package is missing, or no server answers.
+    """
+    key = os.getpid(), json.dumps(dict(settings), sort_keys=True, default=str), timeout_s
+    with _shared_lock:
+        if key not in _shared:
+            _shared[key] = McpTools(settings, timeout_s)
+        return _shared[key]
+
+
+@atexit.register
+def _shut_all() -> None:
+    for (pid, *_), server in _shared.items():
+        if pid == os.getpid():
+            server.shut()

@@ -1,0 +1,313 @@
+"""`ToolRegistry`: what an agent may call, as OpenAI function schemas, and what comes of a call.
+
+A tool is a typed function: `@tool` makes its schema from signature and docstring. Tools that share a state which each
+episode begins anew (an interpreter, a file system) are a `Toolset`.
+"""
+
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, Union, overload
+
+from mrlm_envs.core import EnvFault, clean
+from mrlm_envs.sandbox import printable
+
+Schema = dict[str, Any]
+F = TypeVar("F", bound=Callable[..., Any])
+
+MAX_RESULT = 4000  # characters of a tool's result that the agent gets to see
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+_TYPES: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+
+
+class ToolError(Exception):
+    """A tool refuses what it was asked; the agent reads the message."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What comes of a call: what the agent reads, and whether the call was one that the tool could be given."""
+
+    text: str
+    valid: bool = True
+
+
+class Tool:
+    """A function with a name, a description and a JSON schema of its arguments.
+
+    Args:
+        function: Called with the arguments by name. What it returns is shown: text as it is, other values as JSON.
+            It raises `ToolError` to refuse, `EnvFault` when an outside service is down.
+        name: Letters, digits, `_` and `-`; the function's name unless given.
+        description: One or two sentences; the head of the docstring unless given.
+        parameters: JSON schema of the arguments; made from signature and docstring unless given.
+
+    Raises:
+        TypeError: An argument's type has no JSON schema, or is missing.
+        ValueError: A malformed name.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        name: str | None = None,
+        description: str | None = None,
+        parameters: Schema | None = None,
+    ) -> None:
+        self.function = function
+        self.name = name or function.__name__
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"tool name {self.name!r}: expected up to 64 letters, digits, '_' and '-'")
+        head, sections = _docstring(function)
+        self.description = head if description is None else description
+        self.parameters = _parameters(function, sections) if parameters is None else parameters
+        self._validator: Any = None
+
+    @property
+    def schema(self) -> Schema:
+        """The OpenAI function schema."""
+        function = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return {"type": "function", "function": function}
+
+    def complaint(self, arguments: Mapping[str, Any]) -> str | None:
+        """What is wrong with the arguments, None when they fit the schema."""
+        if self._validator is None:
+            from jsonschema.validators import validator_for
+
+            self._validator = validator_for(self.parameters)(self.parameters)
+        for error in self._validator.iter_errors(dict(arguments)):
+            where = f"argument {error.absolute_path[0]!r}: " if error.absolute_path else ""
+            return f"{where}{error.message[:300]}"
+        return None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the function itself."""
+        return self.function(*args, **kwargs)
+
+
+@overload
+def tool(function: F) -> F: ...
+@overload
+def tool(*, name: str | None = None, description: str | None = None) -> Callable[[F], F]: ...
+def tool(function: Any = None, *, name: str | None = None, description: str | None = None) -> Any:
+    """Marks a typed function or method as a tool, and checks at once that a schema can be made of it.
+
+    The function stays what it is. Types become schemas: `str`, `int`, `float`, `bool`, `list[T]`, `dict[str, T]`,
+    `Literal`, unions and `Optional`. Descriptions come from the docstring, Google style.
+
+    Args:
+        function: The function.
+        name: Name of the tool; the function's unless given.
+        description: What it does; the head of the docstring unless given.
+    """
+
+    def mark(function: F) -> F:
+        function.__mrlm_tool__ = {"name": name, "description": description}  # pyright: ignore[reportFunctionMemberAccess]
+        Tool(function, name, description)
+        return function
+
+    return mark if function is None else mark(function)
+
+
+class Toolset:
+    """Tools with a common state that each episode begins anew. The tools are the methods marked with `@tool`."""
+
+    @property
+    def tools(self) -> list[Tool]:
+        """The tools, in the order in which they are written."""
+        methods = {name: value for cls in reversed(type(self).__mro__) for name, value in vars(cls).items()}
+        return [
+            Tool(getattr(self, name), **value.__mrlm_tool__)
+            for name, value in methods.items()
+            if hasattr(value, "__mrlm_tool__")
+        ]
+
+    def reset(self, seed: int) -> None:
+        """Begins an episode."""
+
+    def close(self) -> None:
+        """Gives back what the episode holds; a `reset` may follow."""
+
+
+class ToolRegistry:
+    """Tools by name.
+
+    Args:
+        tools: Functions, `Tool`s and `Toolset`s.
+
+    Raises:
+        ValueError: Two tools of one name.
+    """
+
+    def __init__(self, tools: Iterable[Tool | Toolset | Callable[..., Any]] = ()) -> None:
+        self._tools: dict[str, Tool] = {}
+        self._sets: list[Toolset] = []
+        for entry in tools:
+            self.add(entry)
+
+    def add(self, entry: Tool | Toolset | Callable[..., Any]) -> None:
+        """Adds a function, a `Tool`, or every tool of a `Toolset`.
+
+        Raises:
+            ValueError: There is a tool of that name.
+        """
+        if isinstance(entry, Toolset):
+            self._sets.append(entry)
+            added = entry.tools
+        elif isinstance(entry, Tool):
+            added = [entry]
+        else:
+            added = [Tool(entry, **getattr(entry, "__mrlm_tool__", {}))]
+        for new in added:
+            if new.name in self._tools:
+                raise ValueError(f"two tools are named {new.name!r}; give one of them another name")
+            self._tools[new.name] = new
+
+    def __len__(self) -> int:
+        return len(self._tools)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tools
+
+    def __getitem__(self, name: str) -> Tool:
+        return self._tools[name]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tools."""
+        return list(self._tools)
+
+    def schemas(self) -> list[Schema]:
+        """OpenAI function schemas of all tools, as chat templates and endpoints take them."""
+        return [tool.schema for tool in self._tools.values()]
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> Outcome:
+        """Calls a tool. Never raises for what the agent wrote.
+
+        Args:
+            name: Of the tool.
+            arguments: By name.
+
+        Returns:
+            The result, or the error, as the agent reads it. The outcome is not valid when there is no such tool or the
+            arguments do not fit it.
+
+        Raises:
+            EnvFault: An outside service is down.
+        """
+        if name not in self._tools:
+            known = ", ".join(self._tools) or "none"
+            return Outcome(_shown(f"error: there is no tool {name[:100]!r}; the tools are: {known}"), valid=False)
+        tool = self._tools[name]
+        try:
+            complaint = tool.complaint(arguments)
+        except RecursionError:
+            complaint = "too deeply nested"
+        if complaint is not None:
+            return Outcome(_shown(f"error: {name}: {complaint}. Usage: {usage(tool)}"), valid=False)
+        try:
+            result = tool.function(**arguments)
+        except EnvFault:
+            raise
+        except ToolError as error:
+            return Outcome(_shown(f"error: {error}"))
+        except Exception as error:  # a tool of the user's own may raise anything; the agent reads it
+            return Outcome(_shown(f"error: {type(error).__name__}: {error}"))
+        if not isinstance(result, str):
+            result = json.dumps(result, ensure_ascii=False, default=str)
+        return Outcome(_shown(result))
+
+    def reset(self, seed: int) -> None:
+        """Begins an episode in every toolset."""
+        for toolset in self._sets:
+            toolset.reset(seed)
+
+    def close(self) -> None:
+        """Gives back what the toolsets hold."""
+        for toolset in self._sets:
+            toolset.close()
+
+
+def usage(tool: Tool) -> str:
+    """A tool's arguments in a line: `replace_in_file(path: string, all?: boolean)`."""
+    required = set(tool.parameters.get("required", ()))
+    parts = []
+    for name, schema in tool.parameters.get("properties", {}).items():
+        kind = schema.get("type", "any") if isinstance(schema, Mapping) else "any"
+        kind = "|".join(map(str, kind)) if isinstance(kind, list) else kind
+        parts.append(f"{name}{'' if name in required else '?'}: {kind}")
+    return f"{tool.name}({', '.join(parts)})"
+
+
+def _shown(text: str) -> str:
+    """Text of others made fit for a prompt: no control characters, no special tokens, not too long."""
+    return printable(clean(text), MAX_RESULT)
+
+
+def _docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+    """Head of a Google-style docstring, and the descriptions under `Args:` by name."""
+    text = inspect.getdoc(function) or ""
+    head, _, rest = text.partition("\nArgs:\n")
+    head = re.split(r"\n(?:Returns|Raises|Yields|Example[s]?|Note[s]?):", head)[0]
+    described: dict[str, str] = {}
+    name = ""
+    for line in rest.splitlines():
+        if line and not line.startswith(" "):
+            break
+        if match := re.match(r" {1,4}\*{0,2}(\w+)(?: \([^)]*\))?: *(.*)", line):
+            name = match[1]
+            described[name] = match[2].strip()
+        elif name and line.strip():
+            described[name] += f" {line.strip()}"
+    return " ".join(head.split()), described
+
+
+def _parameters(function: Callable[..., Any], described: Mapping[str, str]) -> Schema:
+    """The JSON schema of a function's arguments."""
+    name = getattr(function, "__name__", "tool")
+    hints = typing.get_type_hints(function)
+    properties: Schema = {}
+    required = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name == "self":  # a method that is not bound yet
+            continue
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise TypeError(f"tool {name}: argument {parameter.name!r} must be one that can be given by name")
+        if parameter.name not in hints:
+            raise TypeError(f"tool {name}: argument {parameter.name!r} has no type hint")
+        try:
+            schema = _type_schema(hints[parameter.name])
+        except TypeError as error:
+            raise TypeError(f"tool {name}: argument {parameter.name!r}: {error}") from None
+        if described.get(parameter.name):
+            schema["description"] = described[parameter.name]
+        if parameter.default is parameter.empty:
+            required.append(parameter.name)
+        elif isinstance(parameter.default, str | int | float | bool):
+            schema["default"] = parameter.default
+        properties[parameter.name] = schema
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _type_schema(hint: Any) -> Schema:
+    if hint in _TYPES:
+        return {"type": _TYPES[hint]}
+    if hint is Any:
+        return {}
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin in (Union, types.UnionType):
+        options = [_type_schema(argument) for argument in arguments]
+        if all(list(option) == ["type"] for option in options):
+            return {"type": [option["type"] for option in options]}
+        return {"anyOf": options}
+    if hint is list or origin is list:
+        return {"type": "array", **({"items": _type_schema(arguments[0])} if arguments else {})}
+    if hint is dict or origin is dict:
+        return {"type": "object", **({"additionalProperties": _type_schema(arguments[1])} if arguments else {})}
+    raise TypeError(f"type {hint!r} has no JSON schema; use str, int, float, bool, list, dict, Literal or a union")

@@ -1,0 +1,124 @@
+"""Where ToolUse tasks come from: `generate` draws one from the generators, `task` reads one from a row."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from mrlm_envs.tools.calls import Call
+from mrlm_envs.tools.computing import calculator_task, python_task
+from mrlm_envs.tools.edits import files_task
+from mrlm_envs.tools.lookups import lookup_task, mixed_task
+from mrlm_envs.tools.task import Task
+
+__all__ = ["KINDS", "Kind", "Task", "check_range", "generate", "task"]
+
+_HIGHEST = 5
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A family of generated tasks: how one is drawn at a level from 1 to 5, and the built-in tools it needs."""
+
+    make: Callable[[np.random.Generator, int], Task]
+    needs: tuple[str, ...]
+
+
+KINDS: dict[str, Kind] = {
+    "calculator": Kind(calculator_task, ("calculator",)),
+    "lookup": Kind(lookup_task, ("knowledge",)),
+    "python": Kind(python_task, ("python",)),
+    "files": Kind(files_task, ("files",)),
+    "mixed": Kind(mixed_task, ("calculator", "knowledge", "files")),
+}
+"""Every generator by name."""
+
+
+def check_range(kinds: Sequence[str], difficulty: Sequence[int]) -> tuple[int, int]:
+    """The difficulty as a tuple, once both arguments are known to be what `generate` can draw from.
+
+    Raises:
+        ValueError: No kinds, an unknown kind, or a difficulty out of range.
+    """
+    if isinstance(kinds, str) or not kinds:
+        raise ValueError(f"kinds must be a list of at least one of {', '.join(KINDS)}; got {kinds!r}")
+    for kind in kinds:
+        if kind not in KINDS:
+            near = get_close_matches(str(kind), KINDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(KINDS)}"
+            raise ValueError(f"unknown kind {kind!r}; {hint}")
+    if isinstance(difficulty, Sequence) and [type(bound) for bound in difficulty] == [int, int]:
+        low, high = difficulty
+        if 1 <= low <= high <= _HIGHEST:
+            return low, high
+    raise ValueError(f"difficulty must be (low, high) with 1 <= low <= high <= {_HIGHEST}; got {difficulty!r}")
+
+
+def generate(rng: np.random.Generator, kinds: Sequence[str], difficulty: tuple[int, int]) -> Task:
+    """Draws a task of one of the kinds, at a difficulty uniform in the inclusive range."""
+    kind = KINDS[kinds[int(rng.integers(len(kinds)))]]
+    return kind.make(rng, int(rng.integers(difficulty[0], difficulty[1] + 1)))
+
+
+def task(row: Mapping[str, Any], number: int, source: str) -> Task:
+    """Reads a row of a user's own tasks.
+
+    | field | meaning |
+    | --- | --- |
+    | `question` | what the agent is asked |
+    | `answer` | the right answer, text or number |
+    | `files`, `files_after` | content by path, at the start and at the end; `files_after` counts when it is there |
+    | `calls` | the reference: a list of `{"name", "arguments"}`, or of lists of them (one for each turn) |
+    | `task_id` or `id` | its name; source and row number unless given |
+
+    `question` and one of `answer` and `files_after` must be there. Without `calls` the reference answers at once, or
+    writes the files of the end state.
+
+    Args:
+        row: The fields; others are ignored.
+        number: The row's number, from 1.
+        source: Where the row comes from, as errors and ids name it.
+
+    Raises:
+        ValueError: Names source, row and the field that is missing or does not fit.
+    """
+    where = f"tasks {source}, row {number}"
+    question, answer = row.get("question"), row.get("answer")
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError(f"{where}: field 'question' is missing (found: {', '.join(map(str, row)) or 'nothing'})")
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    if answer is not None and (not isinstance(answer, str) or not answer.strip()):
+        raise ValueError(f"{where}: field 'answer' must be text or a number, got {answer!r}")
+    files = _files(row, "files", where) or {}
+    after = _files(row, "files_after", where)
+    if answer is None and after is None:
+        raise ValueError(f"{where}: field 'answer' is missing, and so is 'files_after'")
+    turns = _turns(row.get("calls"), where)
+    if not turns and after is not None:
+        written = [Call("write_file", {"path": path, "content": text}) for path, text in after.items()]
+        deleted = [Call("delete_file", {"path": path}) for path in files if path not in after]
+        turns = tuple((call,) for call in (*deleted, *written))
+    name = row.get("task_id", row.get("id"))
+    return Task(str(name) if name is not None else f"{source}/{number}", question, answer, turns, files, after)
+
+
+def _files(row: Mapping[str, Any], field: str, where: str) -> dict[str, str] | None:
+    value = row.get(field)
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not all(isinstance(x, str) for pair in value.items() for x in pair):
+        raise ValueError(f"{where}: field {field!r} must be an object of texts by path, got {value!r:.60}")
+    return dict(value)
+
+
+def _turns(value: Any, where: str) -> tuple[tuple[Call, ...], ...]:
+    if value is None:
+        return ()
+    try:
+        turns = [turn if isinstance(turn, list | tuple) else [turn] for turn in value]
+        return tuple(tuple(Call(str(call["name"]), dict(call.get("arguments", {}))) for call in turn) for turn in turns)
+    except (TypeError, KeyError, ValueError, AttributeError):
+        raise ValueError(f"{where}: field 'calls' must be a list of {{name, arguments}}, got {value!r:.60}") from None

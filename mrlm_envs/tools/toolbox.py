@@ -1,0 +1,84 @@
+"""From names to tools: what the `tools` argument of `mrlm/ToolUse-v0` means."""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from mrlm_envs.sandbox.sandbox import Backend
+from mrlm_envs.tasks import Source
+from mrlm_envs.tools.filesystem import VirtualFiles
+from mrlm_envs.tools.registry import Tool, ToolRegistry, Toolset
+
+BUILT_IN = ("calculator", "knowledge", "python", "files")
+"""The tools of the package, by the names that `tools` takes."""
+
+ToolLike = str | Mapping[str, Any] | Tool | Toolset | Callable[..., Any]
+"""A built-in name, `"module:attribute"`, `{"mcp": …}`; in a notebook also a function, a `Tool` or a `Toolset`."""
+
+
+def build(
+    tools: Sequence[ToolLike], files: VirtualFiles, corpus: Source | None, sandbox: Backend, timeout_s: float
+) -> ToolRegistry:
+    """The registry of an environment.
+
+    Args:
+        tools: See `ToolLike`.
+        files: What the built-in "files" works on.
+        corpus: What the built-in "knowledge" searches; the package's own corpus when None.
+        sandbox: How the built-in "python" is locked in.
+        timeout_s: Seconds for a call of "python" or of an MCP server.
+
+    Raises:
+        ValueError: An unknown or doubled name.
+        SandboxUnavailable: "python" is wanted, and no isolation works here.
+    """
+    if isinstance(tools, str) or not isinstance(tools, Sequence):
+        raise ValueError(f"tools must be a list such as {list(BUILT_IN)}, got {tools!r}")
+    registry = ToolRegistry()
+    for entry in tools:
+        if entry == "calculator":
+            from mrlm_envs.tools.calculator import calculator
+
+            registry.add(calculator)
+        elif entry == "knowledge":
+            from mrlm_envs.tools.knowledge import Knowledge
+
+            registry.add(Knowledge.of(corpus))
+        elif entry == "python":
+            from mrlm_envs.tools.python_tool import PythonTool
+
+            registry.add(PythonTool(sandbox, timeout_s))
+        elif entry == "files":
+            registry.add(files)
+        else:
+            registry.add(_other(entry, timeout_s))
+    return registry
+
+
+def _other(entry: ToolLike, timeout_s: float) -> Tool | Toolset | Callable[..., Any]:
+    if isinstance(entry, str):
+        return _imported(entry)
+    if isinstance(entry, Mapping):
+        if list(entry) != ["mcp"] or not isinstance(entry["mcp"], Mapping):
+            raise ValueError(f"tools: expected {{'mcp': {{'command': …}}}} or {{'mcp': {{'url': …}}}}, got {entry!r}")
+        from mrlm_envs.tools.mcp_server import connect
+
+        return connect(entry["mcp"], timeout_s)
+    if isinstance(entry, Tool | Toolset) or callable(entry):
+        return entry
+    raise ValueError(f"tools: {entry!r} is no tool; built in are {', '.join(BUILT_IN)}")
+
+
+def _imported(name: str) -> Any:
+    """The tool at `module:attribute`; a class is called without arguments, so that each environment has its own."""
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        near = get_close_matches(name, BUILT_IN, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"built in are {', '.join(BUILT_IN)}; or give module:function"
+        raise ValueError(f"tools: unknown tool {name!r}; {hint}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"tools: {name!r} cannot be imported: {error}") from None
+    return found() if isinstance(found, type) else found
