@@ -8,6 +8,7 @@ import pytest
 from mrlm_envs.code.env import CodeEnv
 from mrlm_envs.code.judge import Problem, Test, judge
 from mrlm_envs.sandbox import Limits, Sandbox
+from tests.hostile.footprint import footprint
 from tests.hostile.programs import CHEATS, ESCAPES, escape
 
 LIMITS = Limits(timeout_s=0.5, memory_mb=128)
@@ -28,40 +29,16 @@ def solve(xs):
 PROBLEM = Problem("sum", "", tuple(Test((xs,), expected=total) for xs, total in SUM), "solve")
 
 
-def descendants() -> set[int]:
-    """Processes of ours that live, workers and templates included."""
-    children: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                fields = Path(f"/proc/{entry}/stat").read_text().rsplit(")", 1)[1].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if fields[0] != "Z":
-                children.setdefault(int(fields[1]), []).append(int(entry))
-    found: set[int] = set()
-    todo = [os.getpid()]
-    while todo:
-        for child in children.get(todo.pop(), []):
-            found.add(child)
-            todo.append(child)
-    return found
-
-
-def fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 @pytest.fixture(scope="module")
 def sandbox():
     """A pool of one worker; after all programs it must look as it did after the first."""
     Sandbox.shared().run("", limits=LIMITS)  # the environments' own pool, so that it is no difference
     with Sandbox(workers=1) as pool:
         assert pool.run("def f(): return 1", [("f", [])], limits=LIMITS).values == [1]
-        before = descendants(), fds()
+        before = footprint()
         yield pool
         assert pool.run("def f(): return 1", [("f", [])], limits=LIMITS).values == [1]
-        assert (descendants(), fds()) == before
+        assert footprint(like=before) == before
         assert [p for p in Path(pool._root).rglob("*") if p.is_file()] == []
 
 
@@ -97,7 +74,7 @@ def test_an_escape_is_refused_and_changes_nothing(sandbox, name, tmp_path):
 
 
 def test_the_honest_program_is_paid_so_the_refusals_above_mean_something():
-    env = CodeEnv(tasks=[ROW], timeout_s=3.0, memory_mb=128)
+    env = CodeEnv(tasks=[ROW], timeout_s=0.5, memory_mb=128)
     env.reset(seed=0)
     assert env.step("def solve(xs):\n    return sum(xs)")[1] == 1.0
 

@@ -3,8 +3,9 @@
 The program shares this process and may do anything to it, so nothing here is trusted once code has been loaded: the
 driver can only answer what it is asked, and the judge decides outside. Loaded by path; standard library only.
 
-Frames are four bytes of length and a JSON list. The judge sends `start`, then any of `load`, `call`, `repl`; the child
-answers `ready` or `fault` to the first, `value` or `error` to the others, and may `ask` for a host function meanwhile.
+A frame is four bytes of length and a list, in JSON from the child and in `marshal` to it. The child begins with `ready`
+or `fault`. The judge sends the seed and the recursion limit, then any of `load`, `call`, `repl`, each of which is
+answered with `value` or `error`; meanwhile the child may `ask` for a host function.
 An answer carries the random ticket of its request, so that bytes a program writes to the channel are never one.
 """
 
@@ -12,6 +13,7 @@ import atexit
 import builtins
 import contextlib
 import gc
+import marshal
 import os
 import random
 import resource
@@ -55,28 +57,26 @@ def lock_in(ruleset: int, limits: dict[str, int], base_memory: int) -> None:
         isolation.prctl("not dumpable", isolation.PR_SET_DUMPABLE, 0)
 
 
-def serve(parent: int, restrict: Callable[[], None]) -> None:
+def serve(cpu_seconds: int, restrict: Callable[[], None]) -> None:
     """Puts on the last layers and serves the judge on `CHANNEL`; never returns.
 
     Args:
-        parent: Process to die with, or 0.
+        cpu_seconds: CPU time after which the kernel ends this process.
         restrict: Applies the seccomp filter, from which there is no way back.
     """
     try:
         os.closerange(CHANNEL + 1, 1 << 16)
-        if parent:
-            isolation.die_with(parent)
-        _, cpu_seconds, seed, recursion = _read()
         resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
         restrict()
     except BaseException as error:
         _write(["fault", f"{type(error).__name__}: {error}"])
         os._exit(1)
-    random.seed(seed)
-    sys.setrecursionlimit(recursion)
     gc.enable()
     _flush_on_exit()
-    _write(["ready"])
+    _send(_READY)
+    seed, recursion = _read()
+    random.seed(seed)
+    sys.setrecursionlimit(recursion)
     driver = _Driver()
     while True:
         driver.handle(_read())
@@ -100,7 +100,8 @@ def _flush() -> None:
 
 
 def _read() -> Any:
-    return values.loads(_read_exactly(int.from_bytes(_read_exactly(4), "big")))
+    """The judge's next request. Its side is trusted, so this is `marshal`: in a new process, JSON would cost more."""
+    return marshal.loads(_read_exactly(int.from_bytes(_read_exactly(4), "big")))
 
 
 def _read_exactly(
@@ -119,6 +120,9 @@ def _read_exactly(
 def _frame(message: Any) -> bytes:
     payload = values.dumps(message)
     return len(payload).to_bytes(4, "big") + payload
+
+
+_READY = _frame(["ready"])
 
 
 def _write(message: Any) -> None:

@@ -28,16 +28,27 @@ def _syscall(what: str, number: int, *args: object) -> int:
     return result
 
 
-def prctl(what: str, option: int, *args: object) -> None:
+def prctl(what: str, option: int, *args: int) -> None:
     """Calls prctl(2).
 
     Raises:
         IsolationError: The kernel said no.
     """
+    prepared_prctl(what, option, *args)()
+
+
+def prepared_prctl(what: str, option: int, *args: object) -> Callable[[], None]:
+    """A call of prctl(2) with its arguments made: in a new process, making them costs more than the call."""
     assert _libc is not None, "Linux only"
-    padded = [*args, *[0] * (4 - len(args))]
-    if _libc.prctl(option, *[ctypes.c_ulong(a) if isinstance(a, int) else a for a in padded]) != 0:
-        raise IsolationError(f"{what}: {os.strerror(ctypes.get_errno())}")
+    call = _libc.prctl
+    words = [ctypes.c_ulong(a) if isinstance(a, int) else a for a in (*args, *[0] * (4 - len(args)))]
+    made = (ctypes.c_int(option), *words)
+
+    def prctl() -> None:
+        if call(*made) != 0:
+            raise IsolationError(f"{what}: {os.strerror(ctypes.get_errno())}")
+
+    return prctl
 
 
 # ---- Landlock: which files may be touched (https://docs.kernel.org/userspace-api/landlock.html) ----
@@ -224,19 +235,8 @@ class _SockFprog(ctypes.Structure):
 
 
 def seccomp_restriction(program: bytes) -> Callable[[], None]:
-    """A function that puts the calling thread, and what it starts, under `program` for good.
-
-    The arguments are made beforehand: it is called in every new process.
-    """
-    assert _libc is not None, "Linux only"
-    call, header = _libc.prctl, _SockFprog(len(program) // 8, program)
-    args = (PR_SET_SECCOMP, ctypes.c_ulong(2), ctypes.byref(header), ctypes.c_ulong(0), ctypes.c_ulong(0))
-
-    def restrict() -> None:
-        if call(*args) != 0:
-            raise IsolationError(f"seccomp: {os.strerror(ctypes.get_errno())}")
-
-    return restrict
+    """A function that puts the calling thread, and what it starts, under `program` for good."""
+    return prepared_prctl("seccomp", PR_SET_SECCOMP, 2, ctypes.byref(_SockFprog(len(program) // 8, program)))
 
 
 # ---- the rest ----
@@ -248,8 +248,13 @@ def drop_capabilities() -> None:
     _syscall("capset", {"x86_64": 126, "aarch64": 91}[platform.machine()], header, bytes(24))
 
 
-def die_with(parent: int) -> None:
-    """Has the kernel kill this process when its parent dies, and makes sure that the parent still lives."""
-    prctl("parent-death signal", PR_SET_PDEATHSIG, 9)
-    if os.getppid() != parent:
-        os._exit(1)
+def death_pact() -> Callable[[int], None]:
+    """A function that has the kernel kill this process when its parent dies, given the parent's process id."""
+    ask = prepared_prctl("parent-death signal", PR_SET_PDEATHSIG, 9)
+
+    def die_with(parent: int) -> None:
+        ask()
+        if os.getppid() != parent:  # it died before we asked
+            os._exit(1)
+
+    return die_with

@@ -16,6 +16,7 @@ import sys
 import sysconfig
 import tempfile
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -42,9 +43,16 @@ class Slot:
     def __init__(self, root: str, with_landlock: bool) -> None:
         self.scratch = tempfile.mkdtemp(prefix="run-", dir=root)
         self.directory = os.open(self.scratch, os.O_RDONLY | os.O_CLOEXEC)
-        self.stdout, self.stderr = _memory_file("stdout"), _memory_file("stderr")
+        self.stdin, self.stdout, self.stderr = (_memory_file(name) for name in ("stdin", "stdout", "stderr"))
         self.ruleset = isolation.landlock_ruleset(readable_paths(), self.scratch) if with_landlock else -1
         self.worker: Worker | None = None
+
+    def feed(self, stdin: str) -> None:
+        """What the next process shall read from standard input."""
+        data = memoryview(stdin.encode("utf-8", "surrogatepass"))
+        while data:
+            data = data[os.write(self.stdin, data) :]
+        os.lseek(self.stdin, 0, os.SEEK_SET)
 
     def usage(self) -> tuple[int, int]:
         """Bytes and files in the scratch directory."""
@@ -58,7 +66,7 @@ class Slot:
 
     def clean(self) -> None:
         """Empties it for the next process; the last one must be dead."""
-        for fd in (self.stdout, self.stderr):
+        for fd in (self.stdin, self.stdout, self.stderr):
             if os.fstat(fd).st_size:
                 os.ftruncate(fd, 0)
         for name in os.listdir(self.directory):
@@ -71,7 +79,7 @@ class Slot:
         """Gives everything back to the system."""
         if self.worker is not None:
             self.worker.close()
-        for fd in (self.directory, self.stdout, self.stderr, self.ruleset):
+        for fd in (self.directory, self.stdin, self.stdout, self.stderr, self.ruleset):
             if fd >= 0:
                 os.close(fd)
         shutil.rmtree(self.scratch, ignore_errors=True)
@@ -180,7 +188,7 @@ class Launcher(Protocol):
 
     with_landlock: bool
 
-    def start(self, slot: Slot, stdin: int, limits: Limits) -> Process:
+    def start(self, slot: Slot, limits: Limits) -> Process:
         """Starts one, locked in by the time it says that it is ready.
 
         Raises:
@@ -201,11 +209,16 @@ class _Control:
         self.socket, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(_HANDSHAKE_S)
 
-    def ask(self, message: bytes, fds: list[int], expected: bytes) -> tuple[bytes, list[int]]:
-        """Sends a message, if there is one, and takes the reply, which begins with `expected`."""
+    def send(self, message: bytes, fds: Sequence[int] = ()) -> None:
+        """Sends a request."""
         try:
-            if message:
-                socket.send_fds(self.socket, [message], fds)
+            socket.send_fds(self.socket, [message], fds)
+        except OSError as error:
+            raise TemplateDied("the template process is gone") from error
+
+    def receive(self, expected: bytes) -> tuple[bytes, list[int]]:
+        """Takes a reply, which begins with `expected`."""
+        try:
             data, received, _, _ = socket.recv_fds(self.socket, 4096, 1)
         except OSError as error:
             raise TemplateDied("the template process does not answer") from error
@@ -223,37 +236,41 @@ class _Control:
 
 
 class Worker:
-    """A process locked into one slot, which forks a child for each run there."""
+    """A process locked into one slot, which forks a child for each run there, and the next one ahead of time."""
 
     def __init__(self, control: _Control, limits: Limits) -> None:
         self._control, self.limits = control, limits
+        self._next: socket.socket | None = None
 
-    def start(self, stdin: int) -> Process:
-        """Has a child forked."""
-        ours, theirs = socket.socketpair()
-        try:
+    def prepare(self) -> None:
+        """Has the next child forked, without waiting for it."""
+        if self._next is None:
+            ours, theirs = socket.socketpair()
             with theirs:
-                data, received = self._control.ask(b"F", [theirs.fileno(), stdin], b"P")
-            return Process(int.from_bytes(data[1:5], "big"), received[0], ours, self)
-        except BaseException:
-            ours.close()
-            raise
+                self._control.send(b"F", [theirs.fileno()])
+            self._next = ours
+
+    def start(self) -> Process:
+        """The child that was forked ahead, or a new one."""
+        self.prepare()
+        data, received = self._control.receive(b"P")
+        ours, self._next = self._next, None
+        assert ours is not None
+        return Process(int.from_bytes(data[1:5], "big"), received[0], ours, self)
 
     def reap(self, pid: int, want_status: bool) -> int | None:
         """Lets go of a dead child's pid; tells its exit code when asked."""
-        message = (b"S" if want_status else b"R") + pid.to_bytes(4, "big")
-        if want_status:
-            data, _ = self._control.ask(message, [], b"S")
-            return int.from_bytes(data[1:5], "big", signed=True)
-        try:
-            self._control.socket.send(message)
-        except OSError as error:
-            raise TemplateDied("the template process is gone") from error
-        return None
+        self._control.send((b"S" if want_status else b"R") + pid.to_bytes(4, "big"))
+        if not want_status:
+            return None
+        data, _ = self._control.receive(b"S")
+        return int.from_bytes(data[1:5], "big", signed=True)
 
     def close(self) -> None:
-        """Has the process end."""
+        """Has the process end, and with it its children."""
         self._control.close()
+        if self._next is not None:
+            self._next.close()
 
 
 class TemplateLauncher:
@@ -271,15 +288,15 @@ class TemplateLauncher:
         """The template's process id, 0 when it does not run."""
         return self._popen.pid if self._popen is not None else 0
 
-    def start(self, slot: Slot, stdin: int, limits: Limits) -> Process:
+    def start(self, slot: Slot, limits: Limits) -> Process:
         """Starts a child; see `Launcher`."""
-        if slot.worker is not None and not slot.worker.limits.same_process(limits):
+        if slot.worker is not None and slot.worker.limits.kernel != limits.kernel:
             slot.worker.close()
             slot.worker = None
         if slot.worker is None:
             slot.worker = self._worker(slot, limits)
         try:
-            return slot.worker.start(stdin)
+            return slot.worker.start()
         except TemplateDied:
             slot.worker.close()
             slot.worker = None
@@ -290,15 +307,16 @@ class TemplateLauncher:
         try:
             with self._lock:
                 template = self._control or self._begin()
-                message = b"W" + (limits.memory_mb << 20).to_bytes(8, "big") + (limits.file_mb << 20).to_bytes(8, "big")
-                fds = [slot.stdout, slot.stderr, worker.theirs.fileno(), slot.ruleset, slot.directory]
+                message = b"W" + b"".join(bound.to_bytes(8, "big") for bound in limits.kernel)
+                fds = [slot.stdin, slot.stdout, slot.stderr, worker.theirs.fileno(), slot.ruleset, slot.directory]
                 try:
-                    template.ask(message, fds, b"W")
+                    template.send(message, fds)
+                    template.receive(b"W")
                 except TemplateDied:
                     self._end()
                     raise
             worker.theirs.close()
-            worker.ask(b"", [], b"H")
+            worker.receive(b"H")
         except BaseException:
             worker.close()
             raise
@@ -307,20 +325,24 @@ class TemplateLauncher:
     def _begin(self) -> _Control:
         control = _Control()
         fd = control.theirs.fileno()
-        self._popen = subprocess.Popen(
-            [sys.executable, *_PYTHON_FLAGS, _TEMPLATE, "serve", str(fd), str(os.getpid()), self._root],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment(),
-            cwd="/",
-            pass_fds=(fd,),
-            start_new_session=True,
-        )
+        try:
+            self._popen = subprocess.Popen(
+                [sys.executable, *_PYTHON_FLAGS, _TEMPLATE, "serve", str(fd), str(os.getpid()), self._root],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environment(),
+                cwd="/",
+                pass_fds=(fd,),
+                start_new_session=True,
+            )
+        except OSError as error:
+            control.close()
+            raise LaunchFailed(f"{sys.executable} does not start: {error.strerror}") from error
         control.theirs.close()
         self._control = control
         try:
-            control.ask(b"", [], b"H")
+            control.receive(b"H")
         except TemplateDied as error:
             self._end()
             raise LaunchFailed(f"{sys.executable} did not start as a template") from error
@@ -364,13 +386,13 @@ class CommandLauncher:
         if backend == "bwrap" and shutil.which("bwrap") is None:
             raise LaunchFailed("bwrap is not installed")
 
-    def start(self, slot: Slot, stdin: int, limits: Limits) -> Process:
+    def start(self, slot: Slot, limits: Limits) -> Process:
         """Starts a process; see `Launcher`."""
         ours, theirs = socket.socketpair()
         with theirs:
             command = self._command(theirs.fileno(), limits)
             start = functools.partial(
-                subprocess.Popen, command, stdin=stdin, stdout=slot.stdout, stderr=slot.stderr, env=environment(),
+                subprocess.Popen, command, stdin=slot.stdin, stdout=slot.stdout, stderr=slot.stderr, env=environment(),
                 cwd=slot.scratch, pass_fds=(theirs.fileno(),), start_new_session=True,
             )  # fmt: skip
             try:
@@ -384,7 +406,7 @@ class CommandLauncher:
     def _command(self, channel: int, limits: Limits) -> list[str]:
         layers = "seccomp" if self._backend == "bwrap" else "bare"
         python = [sys.executable, *_PYTHON_FLAGS, _TEMPLATE, "once", str(channel), layers]
-        python += [str(limits.memory_mb << 20), str(limits.file_mb << 20)]
+        python += map(str, limits.kernel)
         if self._backend != "bwrap":
             return python
         command = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
@@ -429,5 +451,5 @@ def require_posix() -> None:
     Raises:
         SandboxUnavailable: On Windows.
     """
-    if os.name != "posix":
+    if sys.platform == "win32":
         raise SandboxUnavailable(f"no sandbox on {sys.platform}: model code runs on Linux only")

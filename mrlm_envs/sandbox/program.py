@@ -1,5 +1,6 @@
 """One untrusted program in its sandbox, spoken to from outside."""
 
+import marshal
 import os
 import secrets
 import select
@@ -67,7 +68,7 @@ class Program:
         self._poller = select.poll()
         self._poller.register(process.channel, select.POLLIN)
         process.channel.setblocking(False)
-        self._outgoing = _frame(["start", int(limits.total) + 2, seed, limits.recursion])
+        self._outgoing = _frame([seed, limits.recursion])
 
     def load(
         self, code: str, name: str = "solution", hosts: Mapping[str, Host] | None = None, prelude: str = ""
@@ -259,7 +260,7 @@ class Program:
 
 
 def _frame(message: Any) -> bytes:
-    payload = values.dumps(message)
+    payload = marshal.dumps(message)
     if len(payload) > 4 * MAX_FRAME:
         raise values.ValueRefused("the program or its arguments are too large")
     return len(payload).to_bytes(4, "big") + payload

@@ -66,6 +66,7 @@ class Sandbox:
         self._permits = threading.BoundedSemaphore(self._workers)
         self._slots: list[Slot] = []
         self._programs: set[Program] = set()
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._launcher: Launcher | None = None
         self._root, self._owner = "", os.getpid()
 
@@ -158,7 +159,7 @@ class Sandbox:
         """
         launcher = self._start()
         with self._permits if queue else contextlib.nullcontext():
-            slot = self._take_slot()
+            slot = self._take_slot(limits or Limits())
             program = None
             try:
                 program = self._launch(launcher, slot, limits or Limits(), stdin, seed)
@@ -182,37 +183,42 @@ class Sandbox:
             limits: `timeout_s` holds for each run, `total_s` for the sum of them (no limit when None).
             seed: Seeds the session's `random`.
         """
-        return Session(self, limits or Limits(), seed)
+        session = Session(self, limits or Limits(), seed)
+        self._sessions.add(session)
+        return session
 
     def _launch(self, launcher: Launcher, slot: Slot, limits: Limits, stdin: str | None, seed: int) -> Program:
-        source = _stdin(stdin)
-        try:
-            process = launcher.start(slot, source, limits)
-        finally:
-            os.close(source)
-        program = Program(process, slot, limits, seed)
+        if stdin:
+            slot.feed(stdin)
+        program = Program(launcher.start(slot, limits), slot, limits, seed)
         with self._lock:
             self._programs.add(program)
         return program
 
-    def _take_slot(self) -> Slot:
+    def _take_slot(self, limits: Limits) -> Slot:
         with self._lock:
-            if self._slots:
-                return self._slots.pop()
+            for slot in reversed(self._slots):
+                if slot.worker is not None and slot.worker.limits.kernel == limits.kernel:
+                    self._slots.remove(slot)
+                    return slot
+            if len(self._slots) > self._workers:
+                return self._slots.pop(0)
             root, landlock = self._root, self._launcher is not None and self._launcher.with_landlock
         return Slot(root, landlock)
 
     def _give_back(self, slot: Slot, program: Program | None) -> None:
-        if program is not None:
-            with contextlib.suppress(TemplateDied):
+        with contextlib.suppress(TemplateDied):
+            if program is not None:
                 program.close()
+                with self._lock:
+                    self._programs.discard(program)
+            slot.clean()
+            if slot.worker is not None:
+                slot.worker.prepare()
             with self._lock:
-                self._programs.discard(program)
-        slot.clean()
-        with self._lock:
-            if self._launcher is not None:
-                self._slots.append(slot)
-                return
+                if self._launcher is not None and len(self._slots) <= 2 * self._workers:
+                    self._slots.append(slot)
+                    return
         slot.close()
 
     def _start(self) -> Launcher:
@@ -249,8 +255,7 @@ class Sandbox:
         """Runs a trusted program through a launcher, so that what does not work is known before it matters."""
         slot, limits = Slot(self._root, launcher.with_landlock), Limits(timeout_s=20.0)
         try:
-            program = Program(launcher.start(slot, source := _stdin(None), limits), slot, limits, 0)
-            os.close(source)
+            program = Program(launcher.start(slot, limits), slot, limits, 0)
             try:
                 failure = program.load(_CANARY)
                 if failure is not None or program.call("double", [21]).value != 42:
@@ -276,6 +281,8 @@ class Sandbox:
             launcher, self._launcher = self._launcher, None
             slots, self._slots = self._slots, []
             programs = list(self._programs)
+        for session in list(self._sessions):
+            session.close()
         for program in programs:
             with contextlib.suppress(TemplateDied):
                 program.close()
@@ -367,18 +374,6 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _stdin(text: str | None) -> int:
-    """A file descriptor that reads as `text`."""
-    if text is None:
-        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    with tempfile.TemporaryFile() as file:
-        file.write(text.encode("utf-8", "surrogatepass"))
-        file.flush()
-        fd = os.dup(file.fileno())
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
 
 
 _all: "weakref.WeakSet[Sandbox]" = weakref.WeakSet()

@@ -4,7 +4,7 @@
 own and forks a child for each run; so what is costly is done once a worker, and a child only puts on its seccomp filter
 (under which no one can fork). File descriptors arrive with the requests, on Unix sockets. A child stays unreaped until
 the owner has done with its pid. When the owner dies, so does everything here, and the scratch directories with it.
-`template.py once CHANNEL seccomp|bare MEMORY FILE` is a single child with no template, for the other backends.
+`template.py once CHANNEL seccomp|bare MEMORY FILE CPU` is a single child with no template, for the other backends.
 """
 
 import _socket  # the bare C module: `socket` would double the template's size
@@ -58,7 +58,7 @@ def serve(control_fd: int, owner: int, scratch_root: str) -> None:
     sys.argv = ["solution.py"]
     control = _socket.socket(fileno=control_fd)
     try:
-        restrict = isolation.seccomp_restriction(isolation.seccomp_program())
+        restrict, die_with = isolation.seccomp_restriction(isolation.seccomp_program()), isolation.death_pact()
     except isolation.IsolationError as error:
         control.send(b"E" + str(error).encode())
         return
@@ -84,16 +84,17 @@ def serve(control_fd: int, owner: int, scratch_root: str) -> None:
             os.close(fd)
         if control.fileno() not in ready:
             continue
-        message, fds = _receive(control, 5)
+        message, fds = _receive(control, 6)
         if message[:1] != b"W":  # quit, or the owner closed its end
             break
-        limits = {"memory": int.from_bytes(message[1:9], "big"), "file": int.from_bytes(message[9:17], "big")}
+        limits = {k: int.from_bytes(message[i : i + 8], "big") for k, i in (("memory", 1), ("file", 9), ("cpu", 17))}
         pid = _fork(control)
         if pid == 0:
             try:
-                for number, fd in enumerate(fds[:3], start=1):  # stdout, stderr, the worker's own control socket
+                for number, fd in enumerate(fds[:4]):  # stdin, stdout, stderr, the worker's own control socket
                     os.dup2(fd, number, inheritable=False)
-                _work(_socket.socket(fileno=3), child, restrict, template, fds[3:], limits, base_memory)
+                die_with(template)
+                _work(_socket.socket(fileno=3), child, restrict, die_with, fds[4:], limits, base_memory)
             finally:
                 os._exit(1)
         if pid > 0:
@@ -114,7 +115,7 @@ def _work(
     control: _socket.socket,
     child: types.ModuleType,
     restrict: Callable[[], None],
-    template: int,
+    die_with: Callable[[int], None],
     fds: list[int],
     limits: dict[str, int],
     base_memory: int,
@@ -123,7 +124,6 @@ def _work(
     try:
         ruleset, scratch = fds
         os.fchdir(scratch)
-        child.isolation.die_with(template)
         os.umask(0o077)
         child.lock_in(ruleset, limits, base_memory)
         os.closerange(4, 1 << 16)
@@ -133,16 +133,15 @@ def _work(
     worker = os.getpid()
     control.send(b"H")
     while True:
-        message, received = _receive(control, 2)
+        message, received = _receive(control, 1)
         operation, pid = message[:1], int.from_bytes(message[1:5], "big")
         if operation == b"F":
             pid = _fork(control)
             if pid == 0:
                 try:
-                    channel, stdin = received
-                    os.dup2(stdin, 0, inheritable=False)
-                    os.dup2(channel, child.CHANNEL, inheritable=False)
-                    child.serve(worker, restrict)
+                    os.dup2(received[0], child.CHANNEL, inheritable=False)
+                    die_with(worker)
+                    child.serve(limits["cpu"], restrict)
                 finally:
                     os._exit(1)
             if pid > 0:
@@ -187,7 +186,7 @@ def _remove(root: str) -> None:
     os.rmdir(root)
 
 
-def once(channel: int, layers: str, memory: int, file: int) -> None:
+def once(channel: int, layers: str, memory: int, file: int, cpu_seconds: int) -> None:
     """Serves a single judge, with seccomp when asked and resource limits always."""
     isolation, _, child = _load("isolation"), _load("values"), _load("child")
     if channel != child.CHANNEL:
@@ -196,12 +195,12 @@ def once(channel: int, layers: str, memory: int, file: int) -> None:
     child.lock_in(-1, {"memory": memory, "file": file}, _address_space())
     if layers == "seccomp":
         isolation.prctl("no_new_privs", isolation.PR_SET_NO_NEW_PRIVS, 1)
-        child.serve(0, isolation.seccomp_restriction(isolation.seccomp_program()))
-    child.serve(0, lambda: None)
+        child.serve(cpu_seconds, isolation.seccomp_restriction(isolation.seccomp_program()))
+    child.serve(cpu_seconds, lambda: None)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
     else:
-        once(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+        once(int(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:7]))
