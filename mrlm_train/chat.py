@@ -121,6 +121,19 @@ class Chat:
         closing = next((i for i, token in enumerate(ids) if token in self._special), None)
         return ids if closing is None or ids[closing] != last_id else ids[closing + 1 :]
 
+    def observation_ids(self, text: str, role: str, last_id: int) -> tuple[list[int], list[int]]:
+        """`reply_ids` up to the end of the observation, in two: what opens it, and itself with the token that ends it.
+
+        For a model of the world, which speaks in the environment's seat.
+        """
+        around = self._around(role)
+        opening = self._encode(around.before)
+        closing = next((i for i, token in enumerate(opening) if token in self._special), None)
+        if closing is not None and opening[closing] == last_id:
+            opening = opening[closing + 1 :]
+        end = next((token for token in self._encode(around.after) if token in self._special), self.stop_ids[0])
+        return opening, [*self._encode(text), end]
+
     def action_text(self, ids: Sequence[int]) -> str:
         """What the policy said in a turn, as the environment hears it: without end tokens and turn markers."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -61,7 +61,10 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = add("eval", _eval, "measure a model's success in environments")
     evaluate.add_argument("--model", required=True, metavar="PATH", help="a model or adapter folder, or a Hub name")
-    _add_environment(evaluate)
+    _add_environment(evaluate, required=False)
+    evaluate.add_argument(
+        "--world-model", metavar="FILE", help="instead: ask the model for the observations of the episodes in a file"
+    )
     evaluate.add_argument("--num-episodes", type=_positive, default=200, help="episodes; seeds 0 to N-1")
     evaluate.add_argument("--split", default="test", choices=("train", "test", "all"), help="which tasks")
     evaluate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
@@ -109,9 +112,9 @@ def _add_set(command: argparse.ArgumentParser) -> None:
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=text)
 
 
-def _add_environment(command: argparse.ArgumentParser) -> None:
+def _add_environment(command: argparse.ArgumentParser, required: bool = True) -> None:
     text = "short name (math), id, or module:id; may be given again"
-    command.add_argument("--environment", action="append", required=True, metavar="ENV", help=text)
+    command.add_argument("--environment", action="append", required=required, metavar="ENV", help=text)
     _add_env_arg(command)
 
 
@@ -168,6 +171,10 @@ def _train(args: argparse.Namespace) -> int:
 
 def _eval(args: argparse.Namespace) -> int:
     _needs_trainers()
+    if bool(args.environment) == bool(args.world_model):
+        raise ValueError("eval: give either --environment ENV or --world-model FILE")
+    if args.world_model:
+        return _eval_world_model(args)
     from tqdm import tqdm
 
     from mrlm_train import evaluation, run_folder
@@ -204,6 +211,25 @@ def _eval(args: argparse.Namespace) -> int:
         run_folder.write_json(Path(args.output), {"model": args.model, "split": args.split, **result})
     if args.episodes:
         write(args.episodes, episodes)
+    return 0
+
+
+def _eval_world_model(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from mrlm_train import run_folder, world_model
+    from mrlm_train.episodes import read
+    from mrlm_train.policy import make
+
+    policy = make(args.model, engine=args.engine, rows=args.rows)
+    with tqdm(unit="answer", disable=None) as bar:
+        found = world_model.evaluate(policy, list(read(args.world_model)), progress=bar.update)
+    print(
+        f"{found['n']} answers: exact match {found['exact_match']:.1%} (observation {found['observation_match']:.1%}, "
+        f"reward {found['reward_match']:.1%}), perplexity {found['perplexity']:.3f} a token"
+    )
+    if args.output:
+        run_folder.write_json(Path(args.output), {"model": args.model, "world_model": found})
     return 0
 
 

@@ -192,22 +192,17 @@ def check_tokenizer(episode: Episode, tokenizer: Any) -> None:
         )
 
 
-def sft_rows(
-    episodes: Iterable[Episode], tokenizer: Any = None, target: str = "actions"
-) -> Iterator[dict[str, list[int]]]:
-    """Rows for TRL's `SFTTrainer`: `input_ids` and `completion_mask` (1 where the loss counts).
+def sft_rows(episodes: Iterable[Episode], tokenizer: Any = None) -> Iterator[dict[str, list[int]]]:
+    """Rows for TRL's `SFTTrainer`: `input_ids` and `completion_mask` (1 where the policy spoke).
 
     Invalid episodes are left out.
 
     Args:
         episodes: with ids (`rollout`, or `chat.with_ids` for experts).
         tokenizer: checked against the episodes' ids when given.
-        target: "actions" (behavioural cloning), "observations" (world model), or "both".
 
-    Errors: ValueError for an unknown target, an episode without ids, or ids of another tokenizer.
+    Errors: ValueError for an episode without ids, or ids of another tokenizer.
     """
-    if target not in ("actions", "observations", "both"):
-        raise ValueError(f"target must be actions, observations or both, got {target!r}")
     for episode in episodes:
         if not episode.valid:
             continue
@@ -217,14 +212,9 @@ def sft_rows(
             raise ValueError(
                 f"episode {episode.env_id} seed {episode.seed} has no token ids; make them with chat.with_ids"
             )
-        mask = episode.action_mask
-        if target == "observations":
-            mask = [1 - bit for bit in mask]
-        elif target == "both":
-            mask = [1] * len(mask)
         yield {
             "input_ids": episode.prompt_ids + episode.completion_ids,
-            "completion_mask": [0] * len(episode.prompt_ids) + mask,
+            "completion_mask": [0] * len(episode.prompt_ids) + episode.action_mask,
         }
 
 

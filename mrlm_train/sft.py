@@ -3,9 +3,9 @@
     trainer = SFTTrainer("Qwen/Qwen2.5-0.5B-Instruct", episodes="runs/collect/episodes.jsonl")
     trainer.train()
 
-With `envs=` instead of `episodes=` the environments' own experts play first (`num_episodes`). The loss falls on what
-the policy said (`target="actions"`, behavioural cloning), on what the environment said (`"observations"`, a world
-model), or on `"both"`.
+With `envs=` instead of `episodes=` the environments' own experts play first (`num_episodes`). By `mode` the model
+learns what the policy said ("behavioral_cloning"), what the environment answered and paid ("world_model", see
+`world_model.py`), or both, each in rows of its own ("combined").
 
 Also a script: `accelerate launch mrlm_train/sft.py --config my.yaml`.
 """
@@ -35,6 +35,9 @@ from mrlm_train.trl_hooks import (
     shards_parameters,
     sum_over_processes,
 )
+from mrlm_train.world_model import world_rows
+
+MODES = ("behavioral_cloning", "world_model", "combined")
 
 
 @dataclass
@@ -42,7 +45,8 @@ class SFTConfig(RolloutArguments, trl_sft_config.SFTConfig):
     """TRL's settings, those of `RolloutArguments` (for evaluation), and these.
 
     Attributes:
-        target: "actions", "observations" or "both".
+        mode: "behavioral_cloning", "world_model" or "combined".
+        episodes: in YAML: a file of Episodes.
         num_episodes: expert episodes to play when `envs` are given.
         max_length: longest row in tokens; None, unlike TRL, cuts nothing.
         max_completion_length: token budget of an evaluation episode after its prompt.
@@ -53,7 +57,8 @@ class SFTConfig(RolloutArguments, trl_sft_config.SFTConfig):
     bf16: bool | None = field(default=None, metadata={"help": "None: on where there is a GPU."})
     gradient_checkpointing: bool | None = field(default=None, metadata={"help": "None: on where there is a GPU."})  # type: ignore[assignment]
     max_length: int | None = None
-    target: str = "actions"
+    mode: str = "behavioral_cloning"
+    episodes: str | None = None
     num_episodes: int = 1000
     max_completion_length: int = 256
     temperature: float = 1.0
@@ -64,7 +69,9 @@ class SFTConfig(RolloutArguments, trl_sft_config.SFTConfig):
     def __post_init__(self) -> None:
         quiet_on_cpu(self)
         if self.completion_only_loss is False:
-            raise ValueError("completion_only_loss=False would train on the prompt; choose with target instead")
+            raise ValueError("completion_only_loss=False would train on the prompt; choose with mode instead")
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be {', '.join(MODES[:-1])} or {MODES[-1]}, got {self.mode!r}")
         self.completion_only_loss = True
         super().__post_init__()
 
@@ -102,6 +109,7 @@ class SFTTrainer(PlayedEvaluation, trl_sft_trainer.SFTTrainer):
         args = SFTConfig("trainer_output") if args is None else args
         if not isinstance(args, SFTConfig):
             raise TypeError(f"args must be a {__name__}.SFTConfig (TRL's fields and ours), got {type(args).__name__}")
+        episodes = args.episodes if episodes is None else episodes
         if (episodes is None) == (envs is None):
             raise ValueError("give either episodes or envs (whose experts play)")
         model, tokenizer = resolve(model, processing_class)
@@ -112,13 +120,13 @@ class SFTTrainer(PlayedEvaluation, trl_sft_trainer.SFTTrainer):
             episodes = expert_episodes(envs or [], args.num_episodes, args.seed)
         elif isinstance(episodes, str | os.PathLike):
             episodes = read(episodes)
-        rows = episode_dataset(episodes, chat, args.target)
+        rows = episode_dataset(episodes, chat, args.mode)
         if len(rows) < (batch := args.per_device_train_batch_size * args.world_size):
             raise ValueError(
                 f"{len(rows)} episodes do not fill one batch of {batch}; lower per_device_train_batch_size or give more"
             )
         self.eval_envs = [] if eval_envs is None else entries(eval_envs)
-        eval_rows = None if eval_episodes is None else episode_dataset(eval_episodes, chat, args.target)
+        eval_rows = None if eval_episodes is None else episode_dataset(eval_episodes, chat, args.mode)
         if eval_rows is None and self.eval_envs and args.eval_strategy != "no":
             eval_rows = rows.select(range(1))  # Trainer wants one; `evaluate` plays its own
         super().__init__(
@@ -134,12 +142,17 @@ class SFTTrainer(PlayedEvaluation, trl_sft_trainer.SFTTrainer):
             self.policy.reduce = lambda count: sum_over_processes(self, count)
 
 
-def episode_dataset(episodes: Iterable[Episode], chat: Chat, target: str = "actions") -> Dataset:
+def episode_dataset(episodes: Iterable[Episode], chat: Chat, mode: str = "behavioral_cloning") -> Dataset:
     """Rows of `input_ids` and `completion_mask`, as TRL takes them; ids are made where they are missing.
 
     Errors: ValueError when no valid episode is left, or for ids of another tokenizer.
     """
-    rows = list(sft_rows((chat.with_ids(episode) for episode in episodes), chat.tokenizer, target))
+    played = list(episodes)
+    rows: list[dict[str, list[int]]] = []
+    if mode != "world_model":
+        rows += sft_rows((chat.with_ids(episode) for episode in played), chat.tokenizer)
+    if mode != "behavioral_cloning":
+        rows += world_rows(played, chat)
     if not rows:
         raise ValueError("no valid episodes to train on")
     return Dataset.from_list(rows)

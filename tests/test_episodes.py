@@ -118,18 +118,12 @@ def with_ids(**changes: Any) -> Episode:
     return Episode("E", **{**fields, **changes})
 
 
-@pytest.mark.parametrize(
-    ("target", "mask"),
-    [("actions", [0, 0, 1, 0, 0, 1]), ("observations", [0, 0, 0, 1, 1, 0]), ("both", [0, 0, 1, 1, 1, 1])],
-)
-def test_sft_rows_put_the_loss_on_their_target(target: str, mask: list[int]) -> None:
-    rows = list(sft_rows([with_ids(), with_ids(valid=False)], TOKENIZER, target))
-    assert rows == [{"input_ids": [1, 2, 3, 4, 5, 6], "completion_mask": mask}]
+def test_sft_rows_put_the_loss_on_what_the_policy_said() -> None:
+    rows = list(sft_rows([with_ids(), with_ids(valid=False)], TOKENIZER))
+    assert rows == [{"input_ids": [1, 2, 3, 4, 5, 6], "completion_mask": [0, 0, 1, 0, 0, 1]}]
 
 
 def test_sft_rows_refuse_what_they_cannot_use() -> None:
-    with pytest.raises(ValueError, match="target must be"):
-        list(sft_rows([], target="rewards"))
     with pytest.raises(ValueError, match="has no token ids"):
         list(sft_rows([Episode("E")]))
 

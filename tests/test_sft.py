@@ -13,7 +13,7 @@ from mrlm_train.episodes import Episode, write
 from mrlm_train.rollout import expert_episodes
 from mrlm_train.sft import SFTConfig, SFTTrainer, episode_dataset
 from tests.guessing import GuessNumber
-from tests.playing import CLOSE, TOKENIZER, tiny_model
+from tests.playing import TOKENIZER, tiny_model
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -38,32 +38,26 @@ def trainer(path: Path, model: Any = None, **arguments: Any) -> SFTTrainer:
     return SFTTrainer(model or tiny_model(), args=config(path, **settings), processing_class=TOKENIZER, **arguments)
 
 
-def labels_of(made: SFTTrainer) -> list[list[int]]:
-    rows = made.train_dataset
-    batch = made.data_collator([rows[i] for i in range(4)])  # type: ignore[index]
-    return batch["labels"].tolist()
-
-
-@pytest.mark.parametrize("target", ["actions", "observations", "both"])
-def test_the_labels_are_the_tokens_of_the_target_and_no_others(tmp_path: Path, target: str) -> None:
+@pytest.mark.parametrize("mode", ["behavioral_cloning", "world_model", "combined"])
+def test_the_labels_are_the_tokens_of_the_mode_and_no_others(tmp_path: Path, mode: str) -> None:
     episodes = expert_episodes(EnvEntry("Guess", {"high": 4}, make=GuessNumber), 8, seed=1)
     # a longer dialogue: the expert's guess comes after a wrong one
     for episode in episodes:
-        episode.messages[-1:] = [{"role": "user", "content": "higher"}, {"role": "assistant", "content": "4"}]
-        episode.turn_rewards.append(0.0)
-    made = trainer(tmp_path, episodes=episodes, settings={"target": target})
-    for episode, labels in zip(episodes, labels_of(made), strict=False):
-        said = [*TOKENIZER.encode(episode.messages[2]["content"]), CLOSE]
-        heard = TOKENIZER.encode("\n<|im_start|>user\nhigher<|im_end|>\n<|im_start|>assistant\n")
-        last = [*TOKENIZER.encode("4"), CLOSE]
-        blank = [-100] * len(episode.prompt_ids or [])
-        expected = {
-            "actions": [*said, *[-100] * len(heard), *last],
-            "observations": [*[-100] * len(said), *heard, *[-100] * len(last)],
-            "both": [*said, *heard, *last],
-        }[target]
-        padded = [*blank, *expected]
-        assert labels[: len(padded)] == padded and set(labels[len(padded) :]) <= {-100}
+        episode.messages[-1:] = [
+            {"role": "user", "content": "higher"},
+            {"role": "assistant", "content": "4"},
+            {"role": "user", "content": "correct"},
+        ]
+        episode.turn_rewards[:] = [0.0, 0.5]
+    made = trainer(tmp_path, episodes=episodes, settings={"mode": mode})
+    seen: list[str] = []
+    rows: Any = made.train_dataset
+    for labels in made.data_collator([rows[i] for i in range(len(rows))])["labels"].tolist():
+        spans = "".join(TOKENIZER.decode([token]) if token >= 0 else "~" for token in labels)
+        seen.append("/".join(span for span in spans.split("~") if span))
+    said = [f"{episode.messages[2]['content']}<|im_end|>/4<|im_end|>" for episode in episodes]
+    heard = ["higher\n[reward 0]<|im_end|>/correct\n[reward 0.5]<|im_end|>"] * 8
+    assert seen == {"behavioral_cloning": said, "world_model": heard, "combined": [*said, *heard]}[mode]
 
 
 def test_experts_teach_the_policy_to_win(tmp_path: Path) -> None:
@@ -116,7 +110,7 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path: Path, arguments: dict[st
 
 
 def test_training_on_the_prompt_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="choose with target"):
+    with pytest.raises(ValueError, match="choose with mode"):
         config(tmp_path, completion_only_loss=False)
 
 
