@@ -31,7 +31,7 @@ from mrlm_envs.code.generators import FAMILIES, check_range, generate
 from mrlm_envs.code.judge import Problem, judge
 from mrlm_envs.code.tasks import problem
 from mrlm_envs.core import EnvFault, Opening, Options, Reply, TextEnv
-from mrlm_envs.sandbox import Limits, Sandbox, SandboxFault
+from mrlm_envs.sandbox import Limits, Sandbox, SandboxFault, SandboxUnavailable
 from mrlm_envs.sandbox.sandbox import Backend
 from mrlm_envs.tasks import Source, Tasks
 from mrlm_envs.vector import TextVectorEnv
@@ -109,7 +109,7 @@ class CodeEnv(TextEnv):
         code = completed(self.problem, code)
         try:
             verdict = judge(Sandbox.shared(self.backend), self.problem, code, self.limits, self.reward == "fraction")
-        except SandboxFault as fault:
+        except (SandboxFault, SandboxUnavailable) as fault:
             raise EnvFault(str(fault)) from fault
         rewards = {"tests": float(verdict.solved)}
         if self.reward == "fraction":

@@ -153,6 +153,8 @@ def _decode(wire: Any, resolve: Callable[[str, int], Any], depth: int) -> Any:
             return complex(_decode(wire[1], resolve, depth), _decode(wire[2], resolve, depth))
         if tag == "o" and type(wire[1]) is str and type(wire[2]) is int:
             return resolve(wire[1], wire[2])
+    except ValueRefused:
+        raise
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise ValueRefused("a malformed value") from error
     raise ValueRefused("a malformed value")
