@@ -192,7 +192,7 @@ def _trainer(config: RunConfig, args: Any, path: str) -> Any:
     envs = [_entry(env) for env in config.envs]
     eval_envs = [_entry(env) for env in config.eval_envs]
     accepted = inspect.signature(cls.__init__).parameters
-    if envs and "envs" in accepted:
+    if envs and "envs" in accepted and not getattr(args, "episodes", None):
         extra["envs"] = envs
         _warn_same_rows(config)
     if eval_envs and "eval_envs" in accepted:
