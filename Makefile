@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := train,serve,tools,debate,llm,dev
 
-.PHONY: demo test test-slow lint install
+.PHONY: demo test test-slow lint install proto
 
 demo: install
 	$(BIN)/mrlm demo
@@ -28,3 +28,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $@
+
+# The generated code is checked in. grpcio-tools 1.71 writes what protobuf 5, 6 and 7 can load; it has its own venv.
+proto:
+	$(PYTHON) -m venv build/proto
+	build/proto/bin/python -m pip install -q --disable-pip-version-check grpcio-tools==1.71.2
+	build/proto/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. mrlm_envs/serving/envs.proto

@@ -100,7 +100,13 @@ class EnvEntry:
             kwargs["split"] = self.split
         try:
             if self.address is not None:
-                env = gymnasium.make("mrlm_envs:mrlm/Remote-v0", True, address=self.address, env_id=self.id, **kwargs)
+                env = gymnasium.make(
+                    "mrlm_envs:mrlm/Remote-v0",
+                    disable_env_checker=True,
+                    address=self.address,
+                    env_id=self.id,
+                    **kwargs,
+                )
             elif self.make is None:
                 env = gymnasium.make(self._gymnasium_id(), disable_env_checker=True, **kwargs)
             elif isinstance(self.make, EnvSpec):

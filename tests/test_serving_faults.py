@@ -146,6 +146,20 @@ def test_an_environment_that_cannot_be_replayed_outlives_a_lost_reply():
         assert observation == local_observations(3, 1, [["a"], ["b"]])[0]
 
 
+def test_an_environment_that_cannot_be_replayed_does_not_wait_for_a_server_that_is_gone():
+    with running() as server, running() as other:
+        addresses = [server.address, other.address]
+        envs = [remote(addresses, "tests/Dice-v0", rpc_timeout=0.5) for _ in range(4)]
+        for env in envs:
+            env.reset(seed=3)
+        server.stop()
+        start = time.monotonic()
+        results = [env.step("a") for env in envs]
+        assert [result[3] for result in results].count(True) == 2, "two of four were on the server that is gone"
+        assert time.monotonic() - start < 12.0
+        assert not any(env.reset(seed=3) is None or env.step("a")[3] for env in envs)
+
+
 def test_with_no_server_left_the_episode_ends_env_lost():
     with running() as server:
         env = remote(server.address, step_timeout=1.0)
@@ -163,6 +177,7 @@ def test_a_step_that_kills_its_servers_is_given_up():
         env.reset(seed=3)
         port = int(address.rpartition(":")[2])
         respawned: list[Spawned] = []
+        ready: list[str] = []
         stop = threading.Event()
 
         def respawn() -> None:
@@ -172,7 +187,7 @@ def test_a_step_that_kills_its_servers_is_given_up():
                 if not stop.is_set() and len(respawned) < 8:
                     last = Spawned(port=port)
                     respawned.append(last)
-                    last.addresses()
+                    ready.extend(last.addresses())
                 else:
                     return
 
@@ -182,6 +197,7 @@ def test_a_step_that_kills_its_servers_is_given_up():
         stop.set()
         assert truncated and info["stop_reason"] == "env_lost"
         assert len(respawned) <= 4
+        wait_for(lambda: len(ready) == len(respawned), 30)
         for one in respawned:
             one.end()
         thread.join(5)

@@ -226,6 +226,17 @@ def test_a_node_client_plays_an_episode(server: Running, node: str):
 
 
 @pytest.mark.slow
+def test_a_jax_trainer_learns_on_a_served_environment(server: Running):
+    pytest.importorskip("jax")
+    pytest.importorskip("optax")
+    command = [sys.executable, str(EXTERNAL / "jax_reinforce.py"), "--address", server.address, "--steps", "251"]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True, env=env)
+    right = [float(line.split()[-1]) for line in done.stdout.splitlines()]
+    assert right[0] < 0.15 and right[-1] > 0.5, right
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["5.29.6", "6.33.5", "7.*"])
 def test_generated_code_loads_on_protobuf(version: str, tmp_path: Path):
     venv = tmp_path / "venv"
@@ -262,6 +273,26 @@ def test_the_generated_code_is_that_of_the_protocol_file():
     enum = re.search(r"^enum Code \{(.*?)^\}", text, re.DOTALL | re.MULTILINE)
     assert enum is not None
     assert {key: int(value) for key, value in re.findall(r"(\w+) = (\d+);", enum.group(1))} == dict(pb.Code.items())
+
+
+def test_the_deployment_files_use_flags_that_exist_and_let_environments_reach_nothing():
+    import yaml
+
+    kinds = {part["kind"]: part for part in yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text())}
+    container = kinds["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    lines = (ROOT / "deploy" / "Dockerfile").read_text().splitlines()
+    entry = json.loads(next(line for line in lines if line.startswith("ENTRYPOINT")).removeprefix("ENTRYPOINT "))
+    assert entry[:3] == ["python", "-m", "mrlm_envs.serving"]
+    args = cli._parser().parse_args([*entry[3:], *container["args"]])
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert (args.port, args.metrics_port) == (ports["grpc"], ports["metrics"])
+    assert {container[probe]["grpc"]["port"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")} == {
+        args.port
+    }
+    assert kinds["Service"]["spec"]["clusterIP"] == "None"
+    policy = kinds["NetworkPolicy"]["spec"]
+    assert policy["egress"] == [] and "Egress" in policy["policyTypes"]
+    assert kinds["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > args.grace
 
 
 def test_spawned_servers_print_one_line_an_address():

@@ -20,7 +20,7 @@ from gymnasium.error import ResetNeeded
 
 from mrlm_envs.core import EnvFault, clean
 from mrlm_envs.serving import envs_pb2 as pb
-from mrlm_envs.serving.lane import Access, Lane, LaneLost, RemoteError
+from mrlm_envs.serving.lane import BLOCKED, Access, Lane, LaneLost, RemoteError
 
 Info = dict[str, Any]
 StepTuple = tuple[str, float, bool, bool, Info]
@@ -339,18 +339,21 @@ class AsyncClient:
         """Bring a step to its end that did not go well at once; `result` is an error, or None if there is no answer."""
         deadline = time.monotonic() + self.step_timeout
         again = False
+        lost_at = None
         try:
-            if lost is not None:
-                self._mourn(session)
             while True:
+                if lost is not None:
+                    lost_at = lost_at or time.monotonic()
+                    self._mourn(session, lost, lost_at)
+                    lost = None
                 if result is None:
                     try:
                         lane = await self._bring_back(session, deadline)
                         result = await self._send(lane, "Step", _step_item(session, action), deadline, again)
-                        session.is_alive = True
-                    except LaneLost:
-                        self._mourn(session)
+                    except LaneLost as error:
+                        lost = error
                         continue
+                    session.is_alive, lost_at = True, None
                 if not result.HasField("error"):
                     return self._accept(session, action, result)
                 error, result = result.error, None
@@ -371,12 +374,15 @@ class AsyncClient:
         except (_EnvLost, _Expired) as error:
             return self._end(session, "env_lost", f"The environment was lost: {error}")
 
-    def _mourn(self, session: Session) -> None:
-        """The session's server is lost."""
+    def _mourn(self, session: Session, lost: LaneLost, since: float) -> None:
+        """The session's server has been lost since that time; decide whether to go on trying."""
         session.deaths += session.is_alive
         session.is_alive = False
         if session.deaths > _DEATHS:
             raise _EnvLost(f"{session.deaths} servers were lost under step {session.seq + 1}")
+        # Only its own server can go on with what cannot be replayed; one that is gone must not cost the whole time-out.
+        if not session.description.is_deterministic and time.monotonic() > since + BLOCKED + self.rpc_timeout:
+            raise _EnvLost(f"{lost}; the environment cannot be replayed")
 
     def _check(self, session: Session, why: str) -> None:
         if not session.description.is_deterministic:
