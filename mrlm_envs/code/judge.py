@@ -6,6 +6,7 @@ test is a fresh run whose whole output is compared here. An assert test is trust
 """
 
 import builtins
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -137,13 +138,17 @@ def _judge_functions(sandbox: Sandbox, problem: Problem, code: str, limits: Limi
             if load is not None:
                 return Verdict(tuple(outcomes), len(problem.tests), load)
             while tests and program.failure is None:
-                test = tests.pop(0)
-                if _goes_on(outcomes, test, run_all):
-                    answer = program.call(problem.entry_point, test.args, test.kwargs)
+                # Hidden arguments are sent only when every public test has been answered, and its text is ours to show.
+                batch = list(itertools.takewhile(lambda test: test.public, tests)) or list(tests)
+                answers = program.calls((problem.entry_point, test.args, test.kwargs) for test in batch)
+                for test, answer in zip(batch, answers):
+                    tests.pop(0)
                     passed = answer.failure is None and matches(answer.value, test.expected, problem.compare)
                     outcomes.append(Outcome(test, passed, answer.failure, answer.value))
-        if not run_all and program.failure is not None:
-            break
+                    if not passed and not (run_all or test.public):
+                        return Verdict(tuple(outcomes), len(problem.tests))
+                if not run_all and not all(outcome.passed for outcome in outcomes):
+                    return Verdict(tuple(outcomes), len(problem.tests))
     return Verdict(tuple(outcomes), len(problem.tests))
 
 

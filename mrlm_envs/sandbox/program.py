@@ -6,7 +6,7 @@ import secrets
 import select
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mrlm_envs.sandbox import values
@@ -16,6 +16,8 @@ from mrlm_envs.sandbox.results import Answer, Failure, Limits
 MAX_FRAME = 16 << 20
 _SLICE_S = 0.05
 _MAX_FILES = 1000
+_START_S = 20.0
+_AHEAD = 64 << 10  # bytes sent ahead; more could fill both directions of the channel and stop us both
 
 Host = Callable[[list[Any], dict[str, Any]], Answer]
 """A function of ours that a *trusted* program may call by name: (args, kwargs) to an answer."""
@@ -64,7 +66,7 @@ class Program:
         self._process, self._slot, self._limits = process, slot, limits
         self._buffer = bytearray()
         self._ready = self._gone = False
-        self._started = time.monotonic()
+        self._started = 0.0
         self._poller = select.poll()
         self._poller.register(process.channel, select.POLLIN)
         process.channel.setblocking(False)
@@ -86,7 +88,7 @@ class Program:
             TemplateDied: The template died.
         """
         message = ["load", code, name, sorted(hosts or {}), prelude]
-        return self._request(message, self._limits.timeout_s, hosts).failure
+        return next(self._requests([message], self._limits.timeout_s, hosts)).failure
 
     def call(
         self,
@@ -103,17 +105,26 @@ class Program:
             kwargs: The same by name.
             hosts: As in `load`.
         """
-        named = [[k, values.encode(v)] for k, v in (kwargs or {}).items()]
-        message = ["call", function, [values.encode(a) for a in args], named]
-        return self._request(message, self._limits.timeout_s, hosts)
+        return next(self._requests([_call(function, args, kwargs or {})], self._limits.timeout_s, hosts))
+
+    def calls(self, calls: Iterable[tuple[str, Sequence[Any], Mapping[str, Any]]]) -> Iterator[Answer]:
+        """Calls functions one after the other, sending what is to be called ahead; ends when the process does.
+
+        The program could read the arguments of later calls during an earlier one, so ask together only what it may
+        know together.
+
+        Args:
+            calls: Name, arguments and keyword arguments of each call.
+        """
+        return self._requests([_call(*call) for call in calls], self._limits.timeout_s)
 
     def enter(self) -> None:
         """Starts a session's namespace."""
-        self._request(["enter", "__main__"], self._limits.timeout_s)
+        next(self._requests([["enter", "__main__"]], self._limits.timeout_s))
 
     def repl(self, code: str, timeout_s: float) -> Answer:
         """Executes a chunk in the namespace of the chunks before; a last expression is its value."""
-        return self._request(["repl", code], timeout_s)
+        return next(self._requests([["repl", code]], timeout_s))
 
     def output(self) -> tuple[str, str]:
         """What it printed so far on standard output and standard error."""
@@ -141,13 +152,30 @@ class Program:
             self._gone = True
             self._process.end(want_status=False)
 
-    def _request(self, message: Any, seconds: float, hosts: Mapping[str, Host] | None = None) -> Answer:
+    def _requests(
+        self, messages: Sequence[Any], seconds: float, hosts: Mapping[str, Host] | None = None
+    ) -> Iterator[Answer]:
+        """Sends requests, all at once when they are small, and gives their answers until the process ends."""
+        tickets = [secrets.randbits(60) for _ in messages]
+        frames = [_frame([kind, ticket, *rest]) for ticket, (kind, *rest) in zip(tickets, messages)]
+        if sum(map(len, frames)) <= _AHEAD:
+            frames = [b"".join(frames), *[b""] * (len(frames) - 1)]
+        for ticket, frame in zip(tickets, frames):
+            yield self._request(ticket, frame, seconds, hosts)
+            if self.failure is not None:
+                return
+
+    def _request(self, ticket: int, frame: bytes, seconds: float, hosts: Mapping[str, Host] | None) -> Answer:
+        """Sends a frame, if there is one left to send, and takes the answer with this ticket."""
         if self.failure is not None:
             return Answer(failure=self.failure)
-        left = self._limits.total - (time.monotonic() - self._started)
-        deadline = _Deadline(min(seconds, left), self._process.pid)
         try:
-            reply = self._exchange(message, deadline, hosts)
+            self._await_ready()
+            left = self._limits.total - (time.monotonic() - self._started)
+            deadline = _Deadline(min(seconds, left), self._process.pid)
+            self._send(self._outgoing + frame, deadline)
+            self._outgoing = b""
+            reply = self._await_answer(ticket, deadline, hosts)
             if reply[0] == "value":
                 shown = reply[3] if len(reply) > 3 and type(reply[3]) is str else ""
                 return Answer(values.decode(reply[2]), shown=shown)
@@ -161,22 +189,11 @@ class Program:
             self.failure = self._bury(Failure("protocol", "the program wrote to the judge's channel"))
         return Answer(failure=self.failure)
 
-    def _exchange(self, message: Any, deadline: _Deadline, hosts: Mapping[str, Host] | None) -> Any:
-        ticket = secrets.randbits(60)
-        try:
-            frame = _frame([message[0], ticket, *message[1:]])
-        except values.ValueRefused as error:
-            raise _Ended(Failure("too_large", str(error))) from error
-        self._send(self._outgoing + frame, deadline)
-        self._outgoing = b""
-        if not self._ready:
-            self._await_ready(deadline)
+    def _await_answer(self, ticket: int, deadline: _Deadline, hosts: Mapping[str, Host] | None) -> Any:
         while True:
             reply = self._receive(deadline)
             if type(reply) is not list or not reply:
                 raise values.ValueRefused("not a message")
-            if self._buffer:
-                raise values.ValueRefused("more than was asked")
             if reply[0] == "ask" and hosts:
                 _, name, args, kwargs = reply
                 named = {k: values.decode(v) for k, v in kwargs}
@@ -186,10 +203,12 @@ class Program:
             else:
                 raise values.ValueRefused("not an answer")
 
-    def _await_ready(self, deadline: _Deadline) -> None:
+    def _await_ready(self) -> None:
         """Takes the first frame, which is sent before any untrusted code runs and so can be believed."""
+        if self._ready:
+            return
         try:
-            first = self._receive(deadline)
+            first = self._receive(_Deadline(_START_S, self._process.pid))
         except _Ended as ended:
             self._bury(None)
             raise LaunchFailed(
@@ -198,7 +217,7 @@ class Program:
         if first != ["ready"]:
             self._bury(None)
             raise LaunchFailed(str(first[-1])[:500])
-        self._ready = True
+        self._ready, self._started = True, time.monotonic()
 
     def _send(self, data: bytes, deadline: _Deadline) -> None:
         view = memoryview(data)
@@ -257,6 +276,11 @@ class Program:
                 return Failure("timeout", "the CPU time limit was exceeded")
             return Failure("crash", f"the program died of {name}")
         return Failure("exit", f"the program ended the process with exit code {code}")
+
+
+def _call(function: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    named = [[k, values.encode(v)] for k, v in kwargs.items()]
+    return ["call", function, [values.encode(a) for a in args], named]
 
 
 def _frame(message: Any) -> bytes:

@@ -107,10 +107,8 @@ class Sandbox:
                 failure = program.load(code, "solution" if calls else "__main__")
                 answers: list[Answer] = []
                 if failure is None:
-                    for function, args, *named in calls:
-                        answers.append(program.call(function, args, named[0] if named else None))
-                        if program.failure is not None:
-                            break
+                    made = [(name, args, named[0] if named else {}) for name, args, *named in calls]
+                    answers += program.calls(made)
                 if failure is None or program.failure is None:
                     with contextlib.suppress(TemplateDied):
                         program.close()  # dead first: a thread of it may still print
