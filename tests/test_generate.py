@@ -166,8 +166,10 @@ class Talk:
         self.said: list[list[int]] = []
         self.ready: Future[None] | None = None
         self.owes = True
+        self.polls = 0
 
     def poll(self) -> Feed | Wait | End:
+        self.polls += 1
         if self.ready is not None:
             if not self.ready.done():
                 return Wait(self.ready)
@@ -214,6 +216,7 @@ def test_rows_are_refilled_in_order_and_never_more_than_allowed(waits: bool) -> 
     assert taken == list(range(10)) and sorted(log) == sorted(f"end {i}" for i in range(10))
     assert [len(talk.said) for talk in talks] == [1 + i % 3 for i in range(10)]
     assert max(map(len, batches)) <= 4
+    assert max(talk.polls for talk in talks) < 200  # it sleeps while nobody can decode
     assert engine.sampled_tokens == sum(2 * (1 + i % 3) for i in range(10))
 
 

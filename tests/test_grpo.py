@@ -86,6 +86,13 @@ def test_no_task_seed_of_an_endless_source_comes_twice(tmp_path: Path) -> None:
     assert trainer(tmp_path, max_steps=3, seed=7).train_dataset["seed"] != rows["seed"][:6]  # type: ignore[index]
 
 
+def test_tasks_are_played_in_the_order_of_the_plan(tmp_path: Path) -> None:
+    trained = trainer(tmp_path, max_steps=3, save_episodes=0)
+    seeds: Any = trained.train_dataset["seed"]  # type: ignore[index]
+    trained.train()
+    assert [e.seed for e in trained.episodes] == [seeds[4]] * 4 + [seeds[5]] * 4
+
+
 def test_an_epoch_is_a_pass_over_finite_tasks_and_a_batch_of_endless_ones(tmp_path: Path) -> None:
     finite = trainer(tmp_path, EnvEntry("Finite", make=lambda: _finite(10)), max_steps=-1, num_train_epochs=3)
     assert finite.args.max_steps == 15  # 30 tasks, two a batch
@@ -304,12 +311,13 @@ def test_only_the_groups_that_vary_most_enter_the_loss(tmp_path: Path) -> None:
 
 
 def test_evaluation_in_mid_training_plays_the_test_split(tmp_path: Path) -> None:
-    trained = trainer(tmp_path, eval_envs=[GuessNumber, Letters], eval_strategy="steps", eval_steps=1, eval_episodes=6)
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "eval_episodes": 6, "logging_steps": 2}
+    trained = trainer(tmp_path, eval_envs=[GuessNumber, Letters], **settings)
     trained.train()
     rows = [row for row in trained.state.log_history if "eval_reward" in row]
     assert len(rows) == 2
     assert rows[0]["eval_n"] == 12 and rows[0]["eval_Letters_n"] == 6 and "eval_GuessNumber_success" in rows[0]
-    assert "reward" not in rows[0] and "reward" in trained.state.log_history[0]
+    assert "reward" not in rows[0] and "reward" in trained.state.log_history[1]
     assert trained._eval_rollout is not None and trained._eval_rollout.envs[0].split == "test"
     assert trained.rollout.envs[0].split is None
 

@@ -195,7 +195,9 @@ def test_instances_are_reused_and_broken_ones_thrown_away() -> None:
             rollout.run([Request(0, seed) for seed in range(4)])
     assert Radio.made <= 4
     Radio.made = 0
-    play(scripted(say("hi")), radio("one", break_at=1), requests=[Request(0, seed) for seed in range(4)])
+    one_by_one = scripted(say("hi"))
+    one_by_one.rows = 1
+    play(one_by_one, radio("one", break_at=1), requests=[Request(0, seed) for seed in range(4)])
     assert Radio.made == 4
 
 
