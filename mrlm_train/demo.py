@@ -53,8 +53,9 @@ class Recipe:
         num_layers: Its depth.
         demonstrations: Worked solutions that SFT sees, again and again.
         sft_steps: Optimizer steps of SFT, 64 demonstrations each.
-        sft_learning_rate: Peak, after 20 steps; decays to 0 along a cosine.
-        grpo_steps: Steps of GRPO, 32 problems times 8 attempts each.
+        sft_learning_rate: After 20 steps. It stays there: a policy annealed to 0 was thrown back by GRPO's first steps.
+        grpo_steps: Steps of GRPO.
+        grpo_problems: Problems in each, with 8 attempts at every one.
         grpo_learning_rate: Peak, after 20 steps; decays linearly to 0.
         grpo_redraws: Rounds in which groups that agree, and so teach nothing, are replaced (`dynamic_sampling`).
         problems: Problems in each evaluation, on either split.
@@ -68,6 +69,7 @@ class Recipe:
     sft_steps: int = 350
     sft_learning_rate: float = 2e-3
     grpo_steps: int = 400
+    grpo_problems: int = 32
     grpo_learning_rate: float = 5e-4
     grpo_redraws: int = 0
     problems: int = 500
@@ -114,7 +116,7 @@ def _open_state(output: Path, seed: int, resume: bool, recipe: Recipe) -> dict[s
     if path.is_file():
         for name in ("tiny", "sft", "grpo", "final"):
             shutil.rmtree(output / name, ignore_errors=True)
-    state = {"seed": seed, "recipe": dataclasses.asdict(recipe), "stages": {}, "seconds": 0.0, "cpu_seconds": 0.0}
+    state = {"seed": seed, "recipe": dataclasses.asdict(recipe), "stages": {}, "seconds": 0.0, "cpu_seconds": {}}
     run_folder.write_json(path, state)
     return state
 
@@ -148,21 +150,26 @@ class Demo:
             return
         try:
             model = train()
-            trained = time.process_time()
-            figures: dict[str, Any] = {"model": str(model.relative_to(self.folder))}
+            trained = self.clock(name)
+            figures: dict[str, Any] = {"model": str(model.relative_to(self.folder)), "training_cpu_seconds": trained}
             for split in ("test", "train"):
                 episodes = self.evaluate(model, split, name)
                 figures[split] = summary(episodes)
                 if split == "test":
                     figures["replies"] = [_exchange(episode) for episode in episodes]
-            figures["evaluation_seconds"] = time.process_time() - trained
             self.state["stages"][name] = figures
         finally:
-            wall, cpu = time.perf_counter(), time.process_time()
-            self.state["seconds"] += wall - self._wall
-            self.state["cpu_seconds"] += cpu - self._cpu
-            self._wall, self._cpu = wall, cpu
+            self.clock(f"{name} evaluation")
             run_folder.write_json(self.folder / STATE_FILE, self.state)
+
+    def clock(self, part: str) -> float:
+        """Put the time since the last call down to a part; returns its CPU seconds, of earlier sessions too."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        parts = self.state["cpu_seconds"]
+        parts[part] = parts.get(part, 0.0) + cpu - self._cpu
+        self.state["seconds"] += wall - self._wall
+        self._wall, self._cpu = wall, cpu
+        return parts[part]
 
     def build(self) -> Path:
         """The toy policy, untrained."""
@@ -173,9 +180,8 @@ class Demo:
 
     def sft(self) -> Path:
         """Imitate a fixed set of the environment's worked solutions."""
-        # another seed than GRPO's, whose first tasks would else be these same ones
-        demonstrations = expert_episodes(ENVIRONMENT, self.recipe.demonstrations, DEMONSTRATION_SEED + self.seed)
-        trainer = sft_trainer(self.folder / "tiny", demonstrations, self.folder / "sft", self.seed, self.recipe)
+        shown = demonstrations(self.recipe, self.seed)
+        trainer = sft_trainer(self.folder / "tiny", shown, self.folder / "sft", self.seed, self.recipe)
         self.fit(trainer, "SFT on worked solutions", self.folder / "sft", "loss")
         return _save(trainer, self.folder / "sft" / "final")
 
@@ -204,19 +210,15 @@ class Demo:
             raise Interrupted(f"interrupted ({where}); go on with: mrlm demo --output {self.folder} --resume")
 
     def evaluate(self, model: Path, split: str, stage: str) -> list[Episode]:
-        """Greedy episodes on a split."""
-        sampling = Sampling(temperature=0.0, max_turn_tokens=REPLY_TOKENS, max_episode_tokens=REPLY_TOKENS)
-        player = policy.make(policy.load_model(str(model), device="cpu"), policy.load_tokenizer(str(model)))
-        with evaluation_rollout(player, ENVIRONMENT, split, sampling) as rollout:
-            requests = evaluation_requests(rollout, self.recipe.problems)
-            self.progress.start(f"{STAGES[stage]}: {split} problems", len(requests))
-            solved: list[bool] = []
+        """`solve`, with the bar."""
+        solved: list[bool] = []
 
-            def heard(episode: Episode) -> None:
-                solved.append(bool(episode.success))
-                self.progress.update(len(solved), f"{sum(solved) / len(solved):.0%} solved")
+        def heard(episode: Episode) -> None:
+            solved.append(bool(episode.success))
+            self.progress.update(len(solved), f"{sum(solved) / len(solved):.0%} solved")
 
-            return rollout.run(requests, heard)
+        self.progress.start(f"{STAGES[stage]}: {split} problems", self.recipe.problems)
+        return solve(model, split, self.recipe.problems, heard)
 
     def results(self) -> dict[str, Any]:
         """What `results.json` holds."""
@@ -229,7 +231,8 @@ class Demo:
         return {
             **results,
             "seconds": round(self.state["seconds"], 1),
-            "cpu_seconds": round(self.state["cpu_seconds"], 1),
+            "cpu_seconds": round(sum(self.state["cpu_seconds"].values()), 1),
+            "training_cpu_seconds": {name: round(stages[name]["training_cpu_seconds"], 1) for name in ("sft", "rl")},
             "test_interval": {name: stages[name]["test"]["success_interval"] for name in STAGES},
             "curve": {**self.state["curve"], "reward": rewards},
             "samples": _samples({name: stages[name]["replies"] for name in STAGES}),
@@ -260,16 +263,30 @@ class Demo:
         )
 
 
-def sft_trainer(model: Path, demonstrations: Sequence[Episode], folder: Path, seed: int, recipe: Recipe) -> SFTTrainer:
+def solve(model: Path, split: str, problems: int, heard: Callable[[Episode], None] | None = None) -> list[Episode]:
+    """Greedy episodes of a model folder on the first problems of a split."""
+    sampling = Sampling(temperature=0.0, max_turn_tokens=REPLY_TOKENS, max_episode_tokens=REPLY_TOKENS)
+    player = policy.make(policy.load_model(str(model), device="cpu"), policy.load_tokenizer(str(model)))
+    with evaluation_rollout(player, ENVIRONMENT, split, sampling) as rollout:
+        return rollout.run(evaluation_requests(rollout, problems), heard)
+
+
+def demonstrations(recipe: Recipe, seed: int) -> list[Episode]:
+    """The worked solutions that SFT sees: other tasks than GRPO begins with, which are drawn from `seed` itself."""
+    return expert_episodes(ENVIRONMENT, recipe.demonstrations, DEMONSTRATION_SEED + seed)
+
+
+def sft_trainer(model: Path, shown: Sequence[Episode], folder: Path, seed: int, recipe: Recipe) -> SFTTrainer:
     """SFT of a model folder on a fixed set of worked solutions."""
     args = SFTConfig(
         max_steps=recipe.sft_steps,
         learning_rate=recipe.sft_learning_rate,
-        lr_scheduler_type="cosine",
-        per_device_train_batch_size=min(64, len(demonstrations)),
+        lr_scheduler_type="constant_with_warmup",
+        dataloader_drop_last=True,
+        per_device_train_batch_size=min(64, len(shown)),
         **_common(folder, seed, recipe),
     )
-    return SFTTrainer(str(model), demonstrations, args, eval_envs=ENVIRONMENT)
+    return SFTTrainer(str(model), shown, args, eval_envs=ENVIRONMENT)
 
 
 def grpo_trainer(
@@ -279,7 +296,7 @@ def grpo_trainer(
     args = GRPOConfig(
         max_steps=recipe.grpo_steps,
         learning_rate=recipe.grpo_learning_rate,
-        per_device_train_batch_size=256,
+        per_device_train_batch_size=8 * recipe.grpo_problems,
         num_generations=8,
         dynamic_sampling=recipe.grpo_redraws,
         epsilon_high=0.28,
