@@ -153,6 +153,7 @@ def _needs_trainers() -> None:
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("trl") is None:
         raise ModuleNotFoundError('this command needs the trainers; install them: pip install "mrlm[train]"')
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports each trainer's construction otherwise
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     if "OMP_NUM_THREADS" not in os.environ and (os.cpu_count() or 1) <= SMALL_CPU:
         os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is first imported
@@ -205,6 +206,7 @@ def _eval(args: argparse.Namespace) -> int:
         requests = evaluation.evaluation_requests(rollout, args.num_episodes)
         with tqdm(total=len(requests), unit="episode", disable=None) as bar:
             episodes = rollout.run(requests, progress=lambda _: bar.update())
+    evaluation.require_valid(episodes)
     result = evaluation.summary(episodes)
     print(_table(result))
     if args.output:
