@@ -1,4 +1,4 @@
-"""PPO against GRPO and against itself with parts switched off, from the same SFT start.
+"""PPO against GRPO, DPO, and itself with parts switched off, from the same SFT start.
 
     python benchmarks/ppo.py --task game --algorithms ppo grpo --seeds 0 1 2 3 4 --output /tmp/ppo.jsonl
 
@@ -21,6 +21,7 @@ from transformers import PrinterCallback
 
 from mrlm_envs.core import Opening, Options, Reply, TextEnv
 from mrlm_train import policy, tiny
+from mrlm_train.dpo import DPOConfig, DPOTrainer
 from mrlm_train.environments import EnvEntry
 from mrlm_train.evaluation import evaluate
 from mrlm_train.generate import Sampling
@@ -59,7 +60,13 @@ TASKS: dict[str, dict[str, Any]] = {
         "size": {"hidden_size": 64, "num_layers": 2},
         "demonstrations": 2000,
         "sft": {"max_steps": 300, "learning_rate": 2e-3},
-        "rl": {"max_steps": 100, "learning_rate": 1e-3, "max_completion_length": 64, "max_turn_tokens": 4},
+        "rl": {
+            "max_steps": 500,
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 64,
+            "max_completion_length": 64,
+            "max_turn_tokens": 4,
+        },
         "temperature": 1.0,
         "problems": 500,
     },
@@ -82,6 +89,15 @@ RL: dict[str, Any] = {
     "beta": 0.0,
     "logging_steps": 1,
     "save_episodes": 0,
+    **COMMON,
+}
+DPO: dict[str, Any] = {
+    "per_device_train_batch_size": 32,
+    "num_train_epochs": 2,
+    "learning_rate": 1e-4,
+    "num_tasks": 600,
+    "num_generations": 8,
+    "logging_steps": 10,
     **COMMON,
 }
 # What is switched off, or set otherwise, in each run of PPO.
@@ -135,12 +151,16 @@ def run(task: str, name: str, seed: int, folder: Path, changes: dict[str, Any]) 
     before = success(task, policy.load_model(str(begun), device="cpu"), tokenizer)
     values = {**RL, **settings["rl"], "seed": seed, "output_dir": str(folder / "run")}
     entry = settings["env"]
-    if name == "grpo":
-        trainer: Any = GRPOTrainer(str(begun), entry, GRPOConfig(**{**values, "num_generations": 8, **changes}))
+    cpu, wall = time.process_time(), time.perf_counter()
+    if name == "dpo":
+        limits = {key: value for key, value in settings["rl"].items() if key.startswith("max_") and "steps" not in key}
+        dpo = {**DPO, **limits, "seed": seed, "output_dir": str(folder / "run"), **changes}
+        trainer: Any = DPOTrainer(str(begun), envs=entry, args=DPOConfig(**dpo))
+    elif name == "grpo":
+        trainer = GRPOTrainer(str(begun), entry, GRPOConfig(**{**values, "num_generations": 8, **changes}))
     else:
         trainer = PPOTrainer(str(begun), entry, PPOConfig(**{**values, **ABLATIONS[name], **changes}))
     trainer.remove_callback(PrinterCallback)
-    cpu, wall = time.process_time(), time.perf_counter()
     trainer.train()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     logs = [row for row in trainer.state.log_history if "reward" in row]
@@ -153,7 +173,7 @@ def run(task: str, name: str, seed: int, folder: Path, changes: dict[str, Any]) 
         "cpu_seconds": round(cpu, 1),
         "seconds": round(wall, 1),
         "reward": [round(row["reward"], 3) for row in logs[:: max(1, len(logs) // 10)]],
-        "explained_variance": logs[-1].get("explained_variance"),
+        "explained_variance": logs[-1].get("explained_variance") if logs else None,
         **({"changes": changes} if changes else {}),
     }
 
@@ -162,7 +182,7 @@ def main() -> None:
     """Every asked-for run, one JSON line each, as it ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, default="game")
-    parser.add_argument("--algorithms", nargs="+", default=["ppo"], choices=["grpo", *ABLATIONS])
+    parser.add_argument("--algorithms", nargs="+", default=["ppo"], choices=["grpo", "dpo", *ABLATIONS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--folder", default="runs/benchmark-ppo", help="where the starts are kept")
     parser.add_argument("--output", help="JSONL file to append to")
