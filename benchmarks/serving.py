@@ -240,7 +240,7 @@ def cpu_seconds(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK") + sum(cpu_seconds(child) for child in children)
 
 
-def wait_for_port(port: int, seconds: float = 60.0) -> None:
+def wait_for_port(port: int, seconds: float = 300.0) -> None:
     """Wait until something listens there."""
     end = time.monotonic() + seconds
     while True:
@@ -260,6 +260,10 @@ class Peers:
         self.python = openenv_python
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.addresses: dict[str, list[str]] = {}
+
+    def start(self) -> None:
+        """Start all of them, and wait until they are ready."""
+        openenv_python = self.python
         serve = [sys.executable, "-m", "mrlm_envs.serving", "--environments", ENV, "--allow-kwargs", "*", "--port", "0"]
         self._start("ours", serve, 1)
         self._start("two", [*serve, "--workers", "2"], 2)
@@ -272,7 +276,7 @@ class Peers:
             wait_for_port(8763)  # uvicorn says nothing when it is ready
 
     def _start(self, name: str, command: list[str], lines: int) -> None:
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MRLM_SERVE_PARENT": str(os.getpid())}
         process = subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert process.stdout is not None
         self.processes[name] = process
@@ -318,6 +322,11 @@ def main() -> None:
         roles = {"openenv-client": openenv_client, "our-client": our_client, "raw-server": raw_server}
         return asyncio.run(roles[args.role]())
     peers = Peers(args.openenv_python)
+    try:
+        peers.start()
+    except BaseException:
+        peers.end()
+        raise
     cases = [case for case in CASES if (args.openenv_python or "OpenEnv" not in case) and args.only in case]
     found: dict[str, list[tuple[float, float]]] = {case: [] for case in cases}
     try:

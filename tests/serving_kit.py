@@ -32,17 +32,20 @@ class Probe(TextEnv):
     runs: ClassVar[list[str]] = []  # every action that ran in this process
     alive: ClassVar[int] = 0
 
-    def __init__(self, max_turns: int = 1000, size: int = 0, **kwargs: Any) -> None:
+    def __init__(self, max_turns: int = 1000, size: int = 0, closing: float = 0.0, **kwargs: Any) -> None:
         super().__init__(max_turns=max_turns, **kwargs)
-        self.size = size
+        self.size, self.closing = size, closing
         Probe.alive += 1
 
     def close(self) -> None:
         Probe.alive -= 1
+        time.sleep(self.closing)
 
     def begin(self, options: Options) -> Opening:
         if options.get("fail"):
             raise RuntimeError("cannot begin")
+        if options.get("die"):
+            os._exit(9)
         if "sleep" in options:
             time.sleep(options["sleep"])
         self.total = int(self.rng.integers(1_000_000))
@@ -127,7 +130,7 @@ class Spawned:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MRLM_SERVE_PARENT": str(os.getpid())},  # ends with us
         )
 
     def addresses(self, count: int = 1) -> list[str]:

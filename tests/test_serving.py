@@ -319,7 +319,8 @@ def test_idle_sessions_are_swept_and_their_environments_closed():
         raw.reset(session)
         assert Probe.alive == before + 1
         wait_for(lambda: server.server.sessions.count == 0)
-        assert Probe.alive == before and not server.server.sessions.tenants
+        wait_for(lambda: Probe.alive == before)
+        assert not server.server.sessions.tenants
         assert code(raw.step(session, 1)) == "UNKNOWN_SESSION"
         raw.close()
 
@@ -332,6 +333,28 @@ def test_a_closed_session_is_gone_even_while_its_step_runs(server: Running, raw:
     assert code(raw.step(session, 1, "sleep 0.3")) == "UNKNOWN_SESSION"
     wait_for(lambda: Probe.alive == before)
     assert code(raw.call("Close", pb.CloseRequest(sessions=[session]), pb.CloseReply).results[0]) == "UNKNOWN_SESSION"
+
+
+def test_an_environment_that_closes_slowly_holds_up_nobody(raw: Raw):
+    slow, quick = os.urandom(16), os.urandom(16)
+    raw.reset(slow, kwargs=b'{"closing": 1.0}')
+    raw.reset(quick)
+    start = time.monotonic()
+    raw.call("Close", pb.CloseRequest(sessions=[slow]), pb.CloseReply)
+    assert not code(raw.step(quick, 1))
+    assert time.monotonic() - start < 0.7
+
+
+def test_threads_are_bounded_when_no_step_ever_ends():
+    with running(limits={"step_timeout": 0.2}, threads=1) as server:
+        raw, sessions = Raw(server.address), [os.urandom(16) for _ in range(6)]
+        for session in sessions:
+            raw.reset(session)
+        for session in sessions:
+            assert code(raw.step(session, 1, "sleep 2.5", timeout=0.6)) == "STEP_TIMEOUT"
+        assert server.server._pool._started <= 2
+        wait_for(lambda: server.server._pool.busy == 0 and server.server._pool.lost == 0, 20)
+        raw.close()
 
 
 @pytest.mark.parametrize(

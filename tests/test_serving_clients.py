@@ -245,7 +245,7 @@ def test_a_slow_step_does_not_hold_up_the_others(server: Running):
             slow, quick = await client.session("tests/Probe-v0"), await client.session("tests/Probe-v0")
             await slow.reset(seed=1)
             await quick.reset(seed=1)
-            waiting = asyncio.ensure_future(slow.step("sleep 1.5"))
+            waiting = asyncio.ensure_future(slow.step("sleep 1.51"))
             start, longest = time.monotonic(), 0.0
             for _ in range(50):
                 begun = time.monotonic()
@@ -257,7 +257,7 @@ def test_a_slow_step_does_not_hold_up_the_others(server: Running):
             assert 1.4 < time.monotonic() - start < 3.0
 
     asyncio.run(main())
-    assert Probe.runs.count("sleep 1.5") == 1
+    assert Probe.runs.count("sleep 1.51") == 1
 
 
 def test_a_cancelled_step_can_be_taken_again_otherwise(server: Running):
@@ -384,6 +384,34 @@ def test_forks_while_steps_are_under_way(server: Running):
             time.sleep(0.05)
         stop.set()
         assert all(future.result(20) > 0 for future in working)
+
+
+def test_forks_under_one_long_step_do_not_lose_it(server: Running):
+    env = remote(server)
+    env.reset(seed=1)
+    context = multiprocessing.get_context("fork")
+    with ThreadPoolExecutor(1) as threads:
+        step = threads.submit(env.step, "sleep 1.7")
+        for _ in range(6):
+            time.sleep(0.15)
+            child = context.Process(target=int)
+            child.start()
+            child.join(10)
+        result = step.result()
+    assert not result[3] and result[4]["turn"] == 1
+    assert Probe.runs.count("sleep 1.7") == 1
+
+
+def test_a_closed_client_says_so(server: Running):
+    async def main() -> None:
+        client = AsyncClient(server.address)
+        session = await client.session("tests/Probe-v0")
+        await session.reset(seed=1)
+        await client.close()
+        with pytest.raises(gymnasium.error.Error, match="closed"):
+            await session.step("go")
+
+    asyncio.run(main())
 
 
 def test_async_vector_env_works_after_the_parent_has_used_a_client(server: Running):

@@ -121,6 +121,20 @@ def test_a_swept_session_gets_its_episode_again():
         assert env.step("b")[0] == local_observations(3, 1, [["a"], ["b"]])[0]
 
 
+def test_a_long_episode_is_replayed_in_parts(monkeypatch: pytest.MonkeyPatch):
+    from mrlm_envs.serving import client
+
+    monkeypatch.setattr(client, "_REPLAY_BYTES", 300)
+    actions = [[f"{turn}" * 100] for turn in range(9)]
+    with running() as server:
+        env, port = remote(server.address), server.port
+        env.reset(seed=3)
+        for (action,) in actions[:8]:
+            env.step(action)
+    with running(port=port):
+        assert env.step(actions[8][0])[0] == local_observations(3, 1, actions)[0]
+
+
 def test_an_environment_that_cannot_be_replayed_ends_env_lost_and_masked():
     with running() as server:
         env, port = remote(server.address, "tests/Dice-v0"), server.port

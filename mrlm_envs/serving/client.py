@@ -5,11 +5,9 @@ another, and the chained digest shows that it is the same episode.
 """
 
 import asyncio
-import hashlib
 import json
 import os
 import random
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from gymnasium.error import ResetNeeded
 
 from mrlm_envs.core import EnvFault, clean
 from mrlm_envs.serving import envs_pb2 as pb
+from mrlm_envs.serving.fleet import Fleet, NoServer, split_addresses
 from mrlm_envs.serving.lane import BLOCKED, Access, Lane, LaneLost, RemoteError
 
 Info = dict[str, Any]
@@ -27,15 +26,7 @@ StepTuple = tuple[str, float, bool, bool, Info]
 
 _DEATHS = 3  # servers lost under one step before the step itself is held to be the cause
 _REPLAY_BYTES = 4 << 20  # of actions in one reset; the rest is stepped
-_RESOLVE = 30.0  # seconds between look-ups of a dns:/// address
-_DRAWS = 16  # lanes up to which session ids are drawn so that sessions spread evenly
-
-
 _decode = json.JSONDecoder().decode  # `json.loads` guesses the encoding first
-
-
-class _Expired(Exception):
-    """The time for a step is up."""
 
 
 class _EnvLost(Exception):
@@ -143,12 +134,9 @@ class AsyncClient:
         rpc_timeout: float = 10.0,
         step_timeout: float = 300.0,
     ) -> None:
-        self.addresses = split_addresses(address)
         self.rpc_timeout, self.step_timeout = rpc_timeout, step_timeout
-        self._access = Access(token or os.environ.get("MRLM_TOKEN") or None, tls, tls_ca, tls_cert, tls_key)
-        self._by_address: dict[str, Lane] = {}
-        self._lanes: list[Lane] = []
-        self._resolved_at = float("-inf")
+        access = Access(token or os.environ.get("MRLM_TOKEN") or None, tls, tls_ca, tls_cert, tls_key)
+        self._fleet = Fleet(split_addresses(address), access, rpc_timeout)
         self._descriptions: dict[tuple[str, bytes], Description] = {}
         self._jitter = random.Random(int.from_bytes(os.urandom(8), "big"))
         self._closing: set[asyncio.Task[None]] = set()
@@ -163,8 +151,7 @@ class AsyncClient:
         """Close the channels, after sessions given up have been told to the servers."""
         if self._closing:
             await asyncio.wait(self._closing, timeout=1.0)
-        for lane in self._by_address.values():
-            lane.close()
+        self._fleet.close()
 
     async def describe(self, env_id: str, **kwargs: Any) -> Description:
         """What the environment is like.
@@ -218,16 +205,19 @@ class AsyncClient:
             raise gymnasium.error.Error(f"seed must be a non-negative integer below 2**64, got {seed!r}")
         session.is_open, session.episode, session.seed = False, session.episode + 1, seed
         session.actions, session.digests, session.deaths = [], [], 0
-        session.options = _json(options) if options else b""
+        session.options = _json(options or {})
         deadline = time.monotonic() + self.step_timeout
         session.lane = None
         while True:
             try:
                 lane = session.lane = await self._pick(session, deadline)
                 result = await self._send(lane, "Reset", self._reset_item(session), deadline)
-            except LaneLost:
+            except LaneLost as lost:
+                session.deaths += lost.was_reached
+                if session.deaths > _DEATHS:
+                    raise EnvFault(f"{session.deaths} servers were lost under one reset; the last: {lost}") from None
                 continue
-            except _Expired as error:
+            except NoServer as error:
                 raise EnvFault(f"{session.description.env_id}: {error}") from None
             if result.HasField("error"):
                 raise _refusal(session.description.env_id, result.error)
@@ -299,19 +289,6 @@ class AsyncClient:
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
-    def _settle(self, session: Session) -> None:
-        """Draw the session's id, on a small fleet one whose first choice is the server with the fewest sessions."""
-        session.key = os.urandom(16)
-        if len(self._lanes) > _DRAWS or not self._lanes:
-            return
-        target = min(self._lanes, key=lambda lane: lane.load)
-        for _ in range(8 * len(self._lanes)):
-            if _favourite(session.key, self._lanes) is target:
-                break
-            session.key = os.urandom(16)
-        session.home = _favourite(session.key, self._lanes)
-        session.home.load += 1
-
     def _encode(self, session: Session, action: str) -> bytes:
         if not session.is_open:
             raise ResetNeeded(f"{session.description.env_id}: the episode is not open; call reset() before step()")
@@ -342,10 +319,10 @@ class AsyncClient:
         lost_at = None
         try:
             while True:
-                if lost is not None:
+                if lost is not None and not lost.is_cut:
                     lost_at = lost_at or time.monotonic()
                     self._mourn(session, lost, lost_at)
-                    lost = None
+                lost = None
                 if result is None:
                     try:
                         lane = await self._bring_back(session, deadline)
@@ -371,7 +348,7 @@ class AsyncClient:
                     raise _EnvLost(error.message)
                 else:
                     raise _refusal(session.description.env_id, error)
-        except (_EnvLost, _Expired) as error:
+        except (_EnvLost, NoServer) as error:
             return self._end(session, "env_lost", f"The environment was lost: {error}")
 
     def _mourn(self, session: Session, lost: LaneLost, since: float) -> None:
@@ -453,7 +430,7 @@ class AsyncClient:
 
     async def _sleep(self, seconds: float, deadline: float, why: str) -> None:
         if time.monotonic() + seconds > deadline:
-            raise _Expired(f"gave up after {self.step_timeout:g} s: {why}")
+            raise NoServer(f"gave up after {self.step_timeout:g} s: {why}")
         if seconds > 0:
             await asyncio.sleep(seconds)
 
@@ -472,82 +449,20 @@ class AsyncClient:
         key = os.urandom(16)
         while True:
             try:
-                lane = await self._pick_for(key, deadline)
+                lane = await self._fleet.pick(key, deadline)
                 answer = await self._send(lane, method, item, deadline)
             except LaneLost:
                 continue
-            except _Expired as error:
+            except NoServer as error:
                 raise EnvFault(str(error)) from None
-            except RemoteError as error:
-                raise gymnasium.error.Error(str(error)) from None
             if answer.HasField("error"):
                 raise gymnasium.error.Error(answer.error.message)
             return answer
 
     async def _pick(self, session: Session, deadline: float) -> Lane:
-        await self._resolve()
         if not session.key:
-            self._settle(session)
-        return await self._pick_for(session.key, deadline)
-
-    async def _pick_for(self, key: bytes, deadline: float) -> Lane:
-        """The first of the key's lanes, in its own order, that is not blocked; waits while all are."""
-        while True:
-            await self._resolve()
-            free = [lane for lane in self._lanes if not lane.is_blocked]
-            if free:
-                return _favourite(key, free)
-            now = time.monotonic()
-            wait = min((lane.blocked_until - now for lane in self._lanes), default=0.5)
-            self._resolved_at = float("-inf")
-            await self._sleep(max(wait, 0.0) + 0.01, deadline, f"no server answers at {', '.join(self.addresses)}")
-
-    async def _resolve(self) -> None:
-        """Bring the list of lanes up to date."""
-        if time.monotonic() < self._resolved_at + _RESOLVE:
-            return
-        self._resolved_at = time.monotonic()
-        found: dict[str, str | None] = {}
-        for address in self.addresses:
-            if not address.startswith("dns:///"):
-                found[address] = None
-                continue
-            host, _, port = address.removeprefix("dns:///").rpartition(":")
-            loop = asyncio.get_running_loop()
-            try:
-                entries = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            except OSError:
-                continue  # the name has no address right now: keep asking
-            for family, *_, socket_address in entries:
-                ip = socket_address[0]
-                found[f"[{ip}]:{port}" if family == socket.AF_INET6 else f"{ip}:{port}"] = host
-        for address, host in found.items():
-            if address not in self._by_address:
-                self._by_address[address] = Lane(address, self._access, host, self.rpc_timeout)
-        self._lanes = [self._by_address[address] for address in found] or list(self._by_address.values())
-
-
-def split_addresses(address: str | Sequence[str]) -> tuple[str, ...]:
-    """Addresses from one, several in a list, or several with commas.
-
-    Raises:
-        ValueError: If there is none, or one has no port.
-    """
-    given = address.split(",") if isinstance(address, str) else list(address)
-    addresses = tuple(dict.fromkeys(part.strip() for part in given if part.strip()))
-    for part in addresses:
-        if not part.rpartition(":")[2].isdigit():
-            raise ValueError(f"address must be host:port or dns:///name:port, got {part!r}")
-    if not addresses:
-        raise ValueError("address is empty; name a server as host:port")
-    return addresses
-
-
-def _favourite(key: bytes, lanes: Sequence[Lane]) -> Lane:
-    """Rendezvous hashing: every key has its own order of all addresses, which a lost address does not change."""
-    if len(lanes) == 1:
-        return lanes[0]
-    return max(lanes, key=lambda lane: hashlib.blake2b(key + lane.address.encode(), digest_size=8).digest())
+            session.key, session.home = await self._fleet.draw()
+        return await self._fleet.pick(session.key, deadline)
 
 
 def _step_item(session: Session, action: bytes) -> "pb.StepItem":

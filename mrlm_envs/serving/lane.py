@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import gymnasium
 
 from mrlm_envs.serving import envs_pb2 as pb
 
@@ -49,10 +50,20 @@ _fork_lock = threading.RLock()  # held while a call starts, and across a fork
 
 
 class LaneLost(Exception):
-    """The server did not answer; whether it ran the item is unknown."""
+    """The server did not answer; whether it ran the item is unknown.
+
+    Attributes:
+        is_cut: We hung up ourselves, because the process forks.
+        was_reached: There was a connection.
+    """
+
+    def __init__(self, message: str, is_cut: bool = False) -> None:
+        super().__init__(message)
+        self.is_cut = is_cut
+        self.was_reached = not is_cut and "failed to connect" not in message.lower()
 
 
-class RemoteError(Exception):
+class RemoteError(gymnasium.error.Error):
     """The server refused the call, and would again: a wrong token, another protocol."""
 
 
@@ -102,12 +113,14 @@ class Lane:
     Attributes:
         blocked_until: On the clock of `time.monotonic`; the server was lost and is avoided until then.
         load: Sessions that have this lane as their first choice.
+        is_closed: It takes no more calls.
     """
 
     def __init__(self, address: str, access: Access, host: str | None, timeout: float) -> None:
         self.address, self.timeout = address, timeout
         self.blocked_until = 0.0
         self.load = 0
+        self.is_closed = False
         self._access, self._host = access, host
         self._loop = asyncio.get_running_loop()
         self._channel: grpc.Channel | None = None
@@ -148,6 +161,8 @@ class Lane:
             request = request_class(items=items)
         future: asyncio.Future[None] = self._loop.create_future()
         with _fork_lock:
+            if self.is_closed:
+                raise RemoteError(f"{self.address}: the client is closed")
             if self._channel is None:
                 self._channel = self._access.channel(self.address, self._host)
                 self._methods = {}
@@ -178,8 +193,9 @@ class Lane:
             return [pb.Result(error=error)] * len(items)
         if code in _FATAL:
             raise RemoteError(text)
-        if code is not grpc.StatusCode.CANCELLED:
-            self._block(text)
+        if code is grpc.StatusCode.CANCELLED:
+            raise LaneLost(text, is_cut=True)
+        self._block(text)
         raise LaneLost(text)
 
     def _wake(self, future: "asyncio.Future[None]") -> None:

@@ -38,6 +38,15 @@ class Job(Protocol):
         ...
 
 
+class Call:
+    """A function as a job."""
+
+    started, done, given_up, ends_batch = 0.0, False, False, False
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.run = function
+
+
 class Pool:
     """Runs jobs on threads; owned by one event loop, on which all methods must be called.
 
@@ -99,6 +108,8 @@ class Pool:
             self._tokens.put(False)
 
     def _wake(self) -> None:
+        if self._active + self.lost >= 2 * self.threads:
+            return  # too many threads never came back: what is queued waits for one that does
         self._active += 1
         if self._started < self._active + self.lost:
             self._started += 1

@@ -10,6 +10,7 @@ sends one call a step. An instance may cross a fork: the child's copy goes on in
 
 import asyncio
 import atexit
+import contextlib
 import os
 import threading
 import weakref
@@ -23,7 +24,8 @@ from gymnasium.spaces import Text
 from gymnasium.vector import AutoresetMode
 
 from mrlm_envs.core import clean
-from mrlm_envs.serving.client import AsyncClient, Info, Session, StepTuple, split_addresses
+from mrlm_envs.serving.client import AsyncClient, Info, Session, StepTuple
+from mrlm_envs.serving.fleet import split_addresses
 from mrlm_envs.spaces import Unicode
 from mrlm_envs.vector import Observations, StepResult, TextVectorEnv, stack_infos
 
@@ -314,7 +316,8 @@ class _Background:
     def close(self) -> None:
         if self.pid == os.getpid() and self.loop.is_running():
             for client in self.clients.values():
-                asyncio.run_coroutine_threadsafe(client.close(), self.loop).result(2.0)
+                with contextlib.suppress(TimeoutError):
+                    asyncio.run_coroutine_threadsafe(client.close(), self.loop).result(2.0)
             self.loop.call_soon_threadsafe(self.loop.stop)
 
 

@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from mrlm_envs.serving import envs_pb2 as pb
 from mrlm_envs.serving.catalog import Catalog, Refused
 from mrlm_envs.serving.metrics import Metrics
-from mrlm_envs.serving.pool import Pool
+from mrlm_envs.serving.pool import Call, Pool
 from mrlm_envs.serving.sessions import Failure, Limits, Sessions, Work, plain
 
 logger = logging.getLogger("mrlm.serve")
@@ -127,7 +127,9 @@ class Server:
         self._descriptions: OrderedDict[tuple[str, bytes], pb.Description] = OrderedDict()
         self._makers = ThreadPoolExecutor(2, thread_name_prefix="mrlm-describe")
         self._pool = Pool(settings.threads, self._progress, self._ran)
-        self.sessions = Sessions(self.catalog, settings.limits, lambda: self._pool.busy)
+        self.sessions = Sessions(
+            self.catalog, settings.limits, lambda: self._pool.busy, lambda function: self._pool.submit([Call(function)])
+        )
         self.metrics = Metrics(
             {
                 ("mrlm_sessions", "Open sessions"): lambda: self.sessions.count,
@@ -363,7 +365,7 @@ class Server:
             watch.look()
 
     def _ran(self, work: Any, seconds: float) -> None:
-        if not work.is_reset:
+        if isinstance(work, Work) and not work.is_reset:
             self.metrics.step(work.offer.id, seconds)
 
     async def _sweep(self) -> None:

@@ -183,14 +183,8 @@ class Work:
         """A reset that failed: there is no episode."""
         return self.is_reset and (self.given_up or (self.done and self.error is not None))
 
-    def detach(self) -> None:
-        """Nobody wants the answer any more; the environment is closed when the work has ended."""
-        self.detached = True
-        if self.done:
-            self.close()
-
     def close(self) -> None:
-        """Close the environment."""
+        """Close the environment; may take its time."""
         env, self.env = self.env, None
         if env is not None:
             try:
@@ -225,10 +219,17 @@ class Sessions:
         catalog: What is offered.
         limits: The server's limits.
         queued: How many steps and resets wait or run.
+        later: Calls a function soon, on another thread.
     """
 
-    def __init__(self, catalog: Catalog, limits: Limits, queued: Callable[[], int]) -> None:
-        self.catalog, self.limits, self.queued = catalog, limits, queued
+    def __init__(
+        self,
+        catalog: Catalog,
+        limits: Limits,
+        queued: Callable[[], int],
+        later: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self.catalog, self.limits, self.queued, self.later = catalog, limits, queued, later
         self.tenants: dict[str, dict[bytes, Session]] = {}
         self.count = 0
 
@@ -326,7 +327,7 @@ class Sessions:
             mine[item.session] = Session(item.episode, item.kwargs, opening, work, now)
         else:
             if env is None:
-                session.work.detach()
+                self._detach(session.work)
             session.episode, session.kwargs, session.opening, session.work = item.episode, item.kwargs, opening, work
         return work, True
 
@@ -337,7 +338,7 @@ class Sessions:
             return False
         del self.tenants[tenant][key]
         self.count -= 1
-        session.work.detach()
+        self._detach(session.work)
         return True
 
     def sweep(self, now: float) -> int:
@@ -354,6 +355,13 @@ class Sessions:
         for tenant in [tenant for tenant, mine in self.tenants.items() if not mine]:
             del self.tenants[tenant]
         return len(gone)
+
+    def _detach(self, work: Work) -> None:
+        """Nobody wants the answer any more: close the environment when the work has ended, never on the loop."""
+        work.detached = True
+        env = work.env
+        if work.done and env is not None and type(env).close is not gymnasium.Env.close:
+            self.later(work.close)
 
     def _check_queue(self) -> None:
         if (queued := self.queued()) >= self.limits.queue:
