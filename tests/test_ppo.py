@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from mrlm_train import config as run_config
 from mrlm_train.environments import EnvEntry
+from mrlm_train.grpo import GRPOConfig
 from mrlm_train.policy import load_model
 from mrlm_train.ppo import PPOConfig, PPOTrainer, reward_columns
+from mrlm_train.rollout import InvalidEpisodes
 from mrlm_train.value_head import FILE
 from tests.guessing import GuessNumber
 from tests.playing import TOKENIZER, Radio, say, scripted, tiny_model
@@ -366,3 +368,19 @@ def test_a_lora_run_trains_the_adapter_and_the_critic_and_leaves_the_rest(tmp_pa
     assert trained.state.log_history[0]["value"] == pytest.approx(0.5, abs=1e-3)
     trained.save_model(str(tmp_path / "final"))
     assert load_model(str(tmp_path / "final"), device="cpu") is not None
+
+
+def test_too_many_invalid_episodes_stop_the_run_with_the_count_and_the_first_cause(tmp_path: Path) -> None:
+    trained = trainer(tmp_path, EnvEntry("Radio", {"break_at": 1}, make=Radio))
+    with pytest.raises(InvalidEpisodes, match=r"8 of 8 episodes invalid, .*; the first: Radio seed .*static"):
+        trained.train()
+
+
+def test_the_constructor_is_reached_from_the_package_and_says_what_is_missing(tmp_path: Path) -> None:
+    import mrlm_train
+
+    assert mrlm_train.PPOTrainer is PPOTrainer and mrlm_train.PPOConfig is PPOConfig
+    with pytest.raises(ValueError, match="envs is empty"):
+        trainer(tmp_path, [])
+    with pytest.raises(TypeError, match=r"args must be a mrlm_train\.ppo\.PPOConfig"):
+        PPOTrainer(tiny_model(), GuessNumber, GRPOConfig(str(tmp_path)), processing_class=TOKENIZER)  # type: ignore[arg-type]
