@@ -32,7 +32,10 @@ class Probe(TextEnv):
     runs: ClassVar[list[str]] = []  # every action that ran in this process
     alive: ClassVar[int] = 0
 
-    def __init__(self, max_turns: int = 1000, size: int = 0, closing: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self, max_turns: int = 1000, size: int = 0, making: float = 0.0, closing: float = 0.0, **kwargs: Any
+    ) -> None:
+        time.sleep(making)
         super().__init__(max_turns=max_turns, **kwargs)
         self.size, self.closing = size, closing
         Probe.alive += 1

@@ -260,6 +260,11 @@ def test_a_slow_step_does_not_hold_up_the_others(server: Running):
     assert Probe.runs.count("sleep 1.51") == 1
 
 
+def test_an_environment_that_takes_long_to_make_is_waited_for(server: Running):
+    env = remote(server, making=2.2, rpc_timeout=1.5)
+    assert env.reset(seed=1)[0] == remote(server).reset(seed=1)[0]
+
+
 def test_a_cancelled_step_can_be_taken_again_otherwise(server: Running):
     async def main() -> None:
         async with AsyncClient(server.address) as client:

@@ -35,22 +35,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"comma-separated: short names ({', '.join(ENVIRONMENTS)}), ids (mrlm/Math-v0) or other packages' ids "
         "(my_pkg:My/Env-v0)",
     )
-    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: %(default)s)")
-    add("--port", type=int, default=50051, help="port of the first worker; 0 takes free ones (default: %(default)s)")
-    add("--workers", type=int, default=1, help="processes, on ports PORT, PORT+1, … (default: %(default)s)")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all")
+    add("--port", type=int, default=50051, help="port of the first worker; 0 takes free ones")
+    add("--workers", type=int, default=1, help="processes, on ports PORT, PORT+1, …")
     add(
         "--ray",
         type=int,
         default=0,
         metavar="N",
-        help="run N servers as Ray actors instead of processes (default: off)",
+        help="run N servers as Ray actors instead of processes",
     )
     add(
         "--allow-kwargs",
         default="",
         metavar="NAMES",
         help="comma-separated environment arguments that clients may set besides split, max_turns, max_length and "
-        "system_prompt; '*' allows all, files and endpoints included (default: none)",
+        "system_prompt; '*' allows all, files and endpoints included",
     )
     add(
         "--kwargs-file",
@@ -58,51 +58,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='JSON: {"llm": {"llm": {…}}, …}, arguments that the environments get on this server',
     )
     add("--token-file", metavar="F", help="one 'TENANT TOKEN' or 'TOKEN' a line; without it everyone is let in")
-    add("--tls-cert", metavar="F", help="PEM certificate chain of the server (default: no TLS)")
+    add("--tls-cert", metavar="F", help="PEM certificate chain of the server")
     add("--tls-key", metavar="F", help="PEM private key of the server")
     add("--tls-client-ca", metavar="F", help="PEM certificates; clients must show one signed by them (mTLS)")
     add(
         "--metrics-port",
         type=int,
         metavar="P",
-        help="Prometheus metrics of the first worker, then P+1, … (default: no metrics)",
+        help="Prometheus metrics of the first worker, then P+1, …",
     )
-    add("--threads", type=int, default=64, help="steps that run at once in a worker (default: %(default)s)")
-    add("--max-calls", type=int, default=512, help="calls open at once in a worker (default: %(default)s)")
-    add("--max-batch", type=int, default=_DEFAULTS.batch, help="items of one call (default: %(default)s)")
+    add("--threads", type=int, default=64, help="steps that run at once in a worker")
+    add("--max-calls", type=int, default=512, help="calls open at once in a worker")
+    add("--max-batch", type=int, default=_DEFAULTS.batch, help="items of one call")
     add(
         "--max-action-bytes",
         type=int,
         default=_DEFAULTS.action_bytes,
-        help="UTF-8 bytes of one action (default: %(default)s)",
+        help="UTF-8 bytes of one action",
     )
-    add("--max-sessions", type=int, default=_DEFAULTS.sessions, help="sessions of a worker (default: %(default)s)")
+    add("--max-sessions", type=int, default=_DEFAULTS.sessions, help="sessions of a worker")
     add(
         "--max-tenant-sessions",
         type=int,
         default=_DEFAULTS.tenant_sessions,
-        help="sessions of one tenant in a worker (default: %(default)s)",
+        help="sessions of one tenant in a worker",
     )
     add(
         "--max-queue",
         type=int,
         default=_DEFAULTS.queue,
-        help="steps and resets waiting in a worker (default: %(default)s)",
+        help="steps and resets waiting in a worker",
     )
     add(
         "--idle-ttl",
         type=float,
         default=_DEFAULTS.idle_ttl,
-        help="seconds after which an unused session is closed; its client replays it if it comes back "
-        "(default: %(default)s)",
+        help="seconds after which an unused session is closed; its client replays it if it comes back",
     )
     add(
         "--step-timeout",
         type=float,
         default=_DEFAULTS.step_timeout,
-        help="seconds after which a step is given up (default: %(default)s)",
+        help="seconds after which a step is given up",
     )
-    add("--grace", type=float, default=30.0, help="seconds running steps get after SIGTERM (default: %(default)s)")
+    add("--grace", type=float, default=30.0, help="seconds running steps get after SIGTERM")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -250,7 +249,11 @@ def _start(args: argparse.Namespace, index: int) -> "subprocess.Popen[bytes]":
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mrlm serve", description="Serve text environments over gRPC.")
+    parser = argparse.ArgumentParser(
+        prog="mrlm serve",
+        description="Serve text environments over gRPC.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     add_arguments(parser)
     return parser
 

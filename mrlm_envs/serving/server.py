@@ -115,7 +115,8 @@ class Server:
 
     Attributes:
         port: The port it listens on, after `start`.
-        metrics_port: The port Prometheus reads, if any.
+        sessions: Its sessions.
+        metrics: What it counts.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -125,6 +126,7 @@ class Server:
         self._tenants = {_hash(token): tenant for token, tenant in settings.tokens.items()}
         self._watches: set[_Watch] = set()
         self._descriptions: OrderedDict[tuple[str, bytes], pb.Description] = OrderedDict()
+        self._making: dict[tuple[str, bytes], asyncio.Future[pb.Description]] = {}
         self._makers = ThreadPoolExecutor(2, thread_name_prefix="mrlm-describe")
         self._pool = Pool(settings.threads, self._progress, self._ran)
         self.sessions = Sessions(
@@ -229,12 +231,7 @@ class Server:
                 continue
             key = (item.env_id, item.kwargs)
             if key not in self._descriptions:
-                loop = asyncio.get_running_loop()
-                making = loop.run_in_executor(self._makers, self._description, item.env_id, item.kwargs)
-                try:
-                    description = await asyncio.wait_for(making, self.settings.limits.step_timeout)
-                except TimeoutError:
-                    description = pb.Description(error=pb.Error(code=pb.STEP_TIMEOUT, message="takes too long to make"))
+                description = await self._made(key)
                 if description.HasField("error"):
                     self.metrics.error(pb.Code.Name(description.error.code))
                     reply.results.append(description)
@@ -245,6 +242,19 @@ class Server:
             self._descriptions.move_to_end(key)
             reply.results.append(self._descriptions[key])
         return reply
+
+    async def _made(self, key: tuple[str, bytes]) -> "pb.Description":
+        """A new description, or "still running" if the environment takes long to make."""
+        making = self._making.get(key)
+        if making is None:
+            making = asyncio.get_running_loop().run_in_executor(self._makers, self._description, *key)
+            self._making[key] = making
+        await asyncio.wait([making], timeout=_HOLD)
+        if not making.done():
+            error = pb.Error(code=pb.STEP_TIMEOUT, message="the environment is still being made", retry_after_ms=0)
+            return pb.Description(error=error)
+        self._making.pop(key, None)
+        return making.result()
 
     def _description(self, env_id: str, kwargs: bytes) -> "pb.Description":
         offer = self.catalog.find(env_id)
@@ -267,7 +277,7 @@ class Server:
             env.close()
         except (ValueError, TypeError, gymnasium.error.Error) as error:
             return pb.Description(error=pb.Error(code=pb.BAD_REQUEST, message=f"{offer.id}: {error}"))
-        except Exception as error:
+        except BaseException as error:  # an environment may even call sys.exit
             logger.warning("%s: %s", offer.id, error, exc_info=error)
             return pb.Description(error=pb.Error(code=pb.ENV_FAILED, message=f"{type(error).__name__}: {error}"))
         return description
