@@ -247,19 +247,30 @@ def test_an_early_error_in_our_own_code_leaves_nothing_either(sandbox):
     assert footprint(like=before) == before
 
 
+def kill_template(launcher: TemplateLauncher) -> int:
+    """Kills the template and waits until all that was forked from it is dead; gives its process id."""
+    pid = launcher.pid
+    assert pid > 0
+    family = {pid, *descendants(pid)}
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while any(_lives(member) for member in family) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return pid
+
+
 def test_a_killed_template_is_replaced_and_the_run_is_tried_again(sandbox):
     sandbox.run("pass")
     launcher = sandbox._launcher
     assert isinstance(launcher, TemplateLauncher)
     for _ in range(3):
-        old = launcher.pid
-        os.kill(old, signal.SIGKILL)
+        old = kill_template(launcher)
         assert sandbox.run("def f(): return 5", [("f", [])]).values == [5]
     with concurrent.futures.ThreadPoolExecutor(1) as threads:
         code = "import time\ndef f():\n    time.sleep(1)\n    return 5"
         running = threads.submit(sandbox.run, code, [("f", [])])
         time.sleep(0.4)
-        os.kill(launcher.pid, signal.SIGKILL)
+        kill_template(launcher)
         assert running.result().values == [5]
     assert launcher.pid not in (0, old)
 
@@ -293,7 +304,7 @@ def test_only_a_sandbox_in_which_trusted_code_fails_too_is_a_fault(monkeypatch):
         launcher = pool._launcher
         assert isinstance(launcher, TemplateLauncher)
         monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-        os.kill(launcher.pid, signal.SIGKILL)
+        kill_template(launcher)
         with pytest.raises(SandboxFault, match="nonexistent"):
             pool.run("pass")
 

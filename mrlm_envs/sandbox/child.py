@@ -141,6 +141,7 @@ class _Driver:
     def __init__(self) -> None:
         self.module = types.ModuleType("solution")
         self.objects: list[Any] = []
+        self.known: list[Any] = []
         self.hosted = False
 
     def handle(self, request: Any) -> None:
@@ -176,8 +177,9 @@ class _Driver:
             atexit._run_exitfuncs()
         return (None,)
 
-    def call(self, function: str, args: list[Any], kwargs: list[Any]) -> tuple[Any, ...]:
-        """Calls a function of the program by name."""
+    def call(self, function: str, args: list[Any], kwargs: list[Any], known: list[Any]) -> tuple[Any, ...]:
+        """Calls a function of the program by name; `known` holds what host functions will answer, in order."""
+        self.known = known[::-1]
         positional = [values.decode(a, self._resolve) for a in args]
         named = {k: values.decode(v, self._resolve) for k, v in kwargs}
         try:
@@ -208,7 +210,9 @@ class _Driver:
     def _enter(self, name: str, hosts: list[str]) -> None:
         self.module = types.ModuleType(name)
         sys.modules[name] = self.module
-        self.hosted = bool(hosts)
+        self.hosted, self.objects = bool(hosts), []
+        if hosts:
+            random.seed(0)  # a trusted process is used again, and must draw the same numbers each time
         for host in hosts:
             self.module.__dict__[host] = self._host(host)
 
@@ -231,8 +235,13 @@ class _Driver:
         def ask(*args: Any, **kwargs: Any) -> Any:
             encode = values.encode
             pairs = [[k, encode(v, self._remember)] for k, v in kwargs.items()]
-            _write(["ask", name, [encode(a, self._remember) for a in args], pairs])
-            kind, *rest = _read()
+            asked = [name, [encode(a, self._remember) for a in args], pairs]
+            if self.known and repr(self.known[-1][0]) == repr(asked):
+                kind, *rest = self.known.pop()[1]
+            else:
+                self.known.clear()
+                _write(["ask", *asked])
+                kind, *rest = _read()
             if kind == "value":
                 return values.decode(rest[0], self._resolve)
             error = getattr(builtins, rest[0], None)

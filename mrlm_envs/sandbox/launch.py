@@ -238,8 +238,8 @@ class _Control:
 class Worker:
     """A process locked into one slot, which forks a child for each run there, and the next one ahead of time."""
 
-    def __init__(self, control: _Control, limits: Limits) -> None:
-        self._control, self.limits = control, limits
+    def __init__(self, control: _Control, limits: Limits, template: int) -> None:
+        self._control, self.limits, self.template = control, limits, template
         self._next: socket.socket | None = None
 
     def prepare(self) -> None:
@@ -290,17 +290,18 @@ class TemplateLauncher:
 
     def start(self, slot: Slot, limits: Limits) -> Process:
         """Starts a child; see `Launcher`."""
-        if slot.worker is not None and slot.worker.limits.kernel != limits.kernel:
+        if slot.worker is not None and (slot.worker.limits.kernel, slot.worker.template) != (limits.kernel, self.pid):
             slot.worker.close()
             slot.worker = None
-        if slot.worker is None:
-            slot.worker = self._worker(slot, limits)
-        try:
-            return slot.worker.start()
-        except TemplateDied:
-            slot.worker.close()
-            slot.worker = None
-            raise
+        if slot.worker is not None:
+            try:
+                return slot.worker.start()
+            except TemplateDied:  # since its last run; no program of this run has been started yet
+                slot.worker.close()
+                slot.worker = None
+                self.forget_dead()
+        slot.worker = self._worker(slot, limits)
+        return slot.worker.start()
 
     def _worker(self, slot: Slot, limits: Limits) -> Worker:
         worker = _Control()
@@ -320,7 +321,7 @@ class TemplateLauncher:
         except BaseException:
             worker.close()
             raise
-        return Worker(worker, limits)
+        return Worker(worker, limits, self.pid)
 
     def _begin(self) -> _Control:
         control = _Control()
@@ -365,8 +366,10 @@ class TemplateLauncher:
     def forget_dead(self) -> None:
         """Drops the template when its process is gone."""
         with self._lock:
-            if self._popen is not None and self._popen.poll() is not None:
-                self._end()
+            if self._popen is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._popen.wait(0.1)  # its workers die a moment before it can be waited for
+                    self._end()
 
     def close(self) -> None:
         """Ends the template and everything forked from it."""

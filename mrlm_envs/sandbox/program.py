@@ -1,5 +1,6 @@
 """One untrusted program in its sandbox, spoken to from outside."""
 
+import contextlib
 import marshal
 import os
 import secrets
@@ -21,6 +22,8 @@ _AHEAD = 64 << 10  # bytes sent ahead; more could fill both directions of the ch
 
 Host = Callable[[list[Any], dict[str, Any]], Answer]
 """A function of ours that a *trusted* program may call by name: (args, kwargs) to an answer."""
+HostCall = tuple[str, Sequence[Any], Mapping[str, Any]]
+"""A function's name, its arguments and its keyword arguments."""
 
 
 class _Ended(Exception):
@@ -66,6 +69,7 @@ class Program:
         self._process, self._slot, self._limits = process, slot, limits
         self._buffer = bytearray()
         self._ready = self._gone = False
+        self._posted: tuple[int, Mapping[str, Host]] | None = None
         self._started = 0.0
         self._poller = select.poll()
         self._poller.register(process.channel, select.POLLIN)
@@ -90,12 +94,28 @@ class Program:
         message = ["load", code, name, sorted(hosts or {}), prelude]
         return next(self._requests([message], self._limits.timeout_s, hosts)).failure
 
+    def post_load(self, code: str, hosts: Mapping[str, Host]) -> None:
+        """Begins to load a trusted program without waiting; the next call waits for it."""
+        ticket = secrets.randbits(60)
+        self._outgoing += _frame(["load", ticket, code, "trusted", sorted(hosts), ""])
+        self._posted = ticket, hosts
+        with contextlib.suppress(BlockingIOError, OSError):  # what does not go now, goes with the next request
+            self._outgoing = self._outgoing[self._process.channel.send(self._outgoing) :]
+
+    def finish_load(self) -> Failure | None:
+        """Waits for what `post_load` began."""
+        if self._posted is None:
+            return self.failure
+        (ticket, hosts), self._posted = self._posted, None
+        return self._request(ticket, b"", self._limits.timeout_s, hosts).failure
+
     def call(
         self,
         function: str,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         hosts: Mapping[str, Host] | None = None,
+        known: Sequence[tuple[HostCall, Answer]] = (),
     ) -> Answer:
         """Calls a function of the program.
 
@@ -104,10 +124,14 @@ class Program:
             args: Values of base types, or `Opaque` ones that this program returned.
             kwargs: The same by name.
             hosts: As in `load`.
+            known: What the hosts will be asked, and their answers, so far as that is known.
         """
-        return next(self._requests([_call(function, args, kwargs or {})], self._limits.timeout_s, hosts))
+        table = [(_call(*asked)[1:4], _reply(answer)) for asked, answer in known]
+        message = _call(function, args, kwargs or {}, table)
+        failure = self.finish_load()
+        return Answer(failure=failure) if failure else next(self._requests([message], self._limits.timeout_s, hosts))
 
-    def calls(self, calls: Iterable[tuple[str, Sequence[Any], Mapping[str, Any]]]) -> Iterator[Answer]:
+    def calls(self, calls: Iterable[HostCall]) -> Iterator[Answer]:
         """Calls functions one after the other, sending what is to be called ahead; ends when the process does.
 
         The program could read the arguments of later calls during an earlier one, so ask together only what it may
@@ -278,9 +302,9 @@ class Program:
         return Failure("exit", f"the program ended the process with exit code {code}")
 
 
-def _call(function: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+def _call(function: str, args: Sequence[Any], kwargs: Mapping[str, Any], known: Sequence[Any] = ()) -> list[Any]:
     named = [[k, values.encode(v)] for k, v in kwargs.items()]
-    return ["call", function, [values.encode(a) for a in args], named]
+    return ["call", function, [values.encode(a) for a in args], named, list(known)]
 
 
 def _frame(message: Any) -> bytes:

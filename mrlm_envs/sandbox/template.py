@@ -74,6 +74,7 @@ def serve(control_fd: int, owner: int, scratch_root: str) -> None:
     poller.register(control, select.POLLIN)
     poller.register(owner_fd, select.POLLIN)
     control.send(b"H")
+    message = b""
     while True:
         ready = dict(poller.poll())
         if owner_fd in ready:
@@ -107,8 +108,11 @@ def serve(control_fd: int, owner: int, scratch_root: str) -> None:
     for pid in workers.values():
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    if owner_fd in ready:
-        _remove(scratch_root)
+    if message[:1] != b"Q":  # the owner died: its sockets close a little before its process ends
+        ending = select.poll()
+        ending.register(owner_fd, select.POLLIN)
+        if ending.poll(5000):
+            _remove(scratch_root)
 
 
 def _work(
