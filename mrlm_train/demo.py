@@ -53,7 +53,7 @@ class Recipe:
         num_layers: Its depth.
         demonstrations: Worked solutions that SFT sees, again and again.
         sft_steps: Optimizer steps of SFT, 64 demonstrations each.
-        sft_learning_rate: After 20 steps. It stays there: a policy annealed to 0 was thrown back by GRPO's first steps.
+        sft_learning_rate: Reached after 20 steps. It stays there: a policy annealed to 0 was thrown back by GRPO's first steps.
         grpo_steps: Steps of GRPO.
         grpo_problems: Problems in each, with 8 attempts at every one.
         grpo_learning_rate: Peak, after 20 steps; decays linearly to 0.
@@ -66,12 +66,12 @@ class Recipe:
     hidden_size: int = 96
     num_layers: int = 2
     demonstrations: int = 220
-    sft_steps: int = 350
+    sft_steps: int = 300
     sft_learning_rate: float = 2e-3
-    grpo_steps: int = 400
+    grpo_steps: int = 300
     grpo_problems: int = 32
     grpo_learning_rate: float = 5e-4
-    grpo_redraws: int = 0
+    grpo_redraws: int = 1
     problems: int = 500
     curve_problems: int = 200
     curve_steps: int = 25
@@ -360,17 +360,22 @@ def draw_curve(results: dict[str, Any], path: Path) -> None:
     widths = [recipe["sft_steps"], recipe["grpo_steps"]]
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[max(1, 0.6 * widths[0]), widths[1]])
     blue, orange, gray = "#1f6fb4", "#e07b28", "#8a8f98"
-    left.plot(*_points([[0, test["before"]], *results["curve"]["sft"]]), color=blue, marker="o", markersize=3.5)
+    left.plot(
+        *_points([[0, test["before"]], *results["curve"]["sft"]]), color=blue, marker="o", markersize=3.5, clip_on=False
+    )
     left.set_title(f"SFT on {recipe['demonstrations']} worked solutions", fontsize=11)
     rewards = results["curve"]["reward"]
     right.plot(range(1, len(rewards) + 1), rewards, color=orange, alpha=0.22, linewidth=0.8)
     smooth = [sum(part) / len(part) for i in range(len(rewards)) if (part := rewards[max(0, i - 19) : i + 1])]
-    right.plot(range(1, len(smooth) + 1), smooth, color=orange, label="training reward, sampled (mean of 20 steps)")
+    right.plot(
+        range(1, len(smooth) + 1), smooth, color=orange, label="reward while training, sampled (mean of 20 steps)"
+    )
     right.plot(
         *_points([[0, test["sft"]], *results["curve"]["grpo"]]),
         color=blue,
         marker="o",
         markersize=3.5,
+        clip_on=False,
         label="test problems solved, greedy",
     )
     right.axhline(test["sft"], color=gray, linestyle="--", linewidth=1)
