@@ -53,7 +53,7 @@ class Recipe:
         num_layers: Its depth.
         demonstrations: Worked solutions that SFT sees, again and again.
         sft_steps: Optimizer steps of SFT, 64 demonstrations each.
-        sft_learning_rate: Reached after 20 steps. It stays there: a policy annealed to 0 was thrown back by GRPO's first steps.
+        sft_learning_rate: Reached after 20 steps, and kept: GRPO threw a policy annealed to 0 back before it learned.
         grpo_steps: Steps of GRPO.
         grpo_problems: Problems in each, with 8 attempts at every one.
         grpo_learning_rate: Peak, after 20 steps; decays linearly to 0.
@@ -90,7 +90,8 @@ def run(
 
     Returns:
         What `results.json` holds: `test` and `train`, each with `before`, `sft`, `rl` (shares solved) and `n`;
-        `seconds`, `cpu_seconds`, `stages`, `curve`, `samples`, `recipe`, `environment`, `seed`.
+        `seconds`, `cpu_seconds`, `training_cpu_seconds`, `test_interval` (95 %), `curve`, `samples`, `environment`,
+        `recipe`, `seed`.
 
     Raises:
         ValueError: If there is nothing to resume.
