@@ -152,10 +152,10 @@ def _sorting(rng: np.random.Generator, level: int) -> Drawn:
     modulus, place = _between(rng, 11, 97), _between(rng, 3, len(numbers) - 2)
     listed = ", ".join(map(str, shuffled))
     question = (
-        f"Sort these numbers by their remainder modulo {modulus}, those with equal remainders by size. Which is number "
-        f"{place} in that order, from the smallest? {listed}"
+        f"Sort these numbers by their remainder modulo {modulus}, the smallest first, and those with equal remainders "
+        f"by size. What is the sum of the first {place}? {listed}"
     )
-    code = f"numbers = [{listed}]\nresult = sorted(numbers, key=lambda n: (n % {modulus}, n))[{place} - 1]\nresult"
+    code = f"numbers = [{listed}]\nresult = sum(sorted(numbers, key=lambda n: (n % {modulus}, n))[:{place}])\nresult"
     return question, (code,), f"sorting/{modulus}/{place}/{','.join(map(str, numbers))}"
 
 

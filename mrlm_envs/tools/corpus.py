@@ -38,7 +38,7 @@ class Entity:
 
     kind: str
     name: str
-    links: dict[str, "Entity"] = field(default_factory=dict)
+    links: dict[str, "Entity"] = field(default_factory=dict, repr=False)
     facts: dict[str, str] = field(default_factory=dict)
 
 
@@ -179,8 +179,10 @@ def entities() -> dict[str, list[Entity]]:
                 while linked is member:
                     linked = dice.pick(choices)
                 member.links[relation] = linked
-    for country in made["country"]:  # a capital lies in its country
-        country.links["capital"].links["country"] = country
+    cities = list(made["city"])
+    for country in made["country"]:  # a capital lies in its country, and in no other
+        capital = cities.pop(cities.index(country.links["capital"]) if country.links["capital"] in cities else 0)
+        country.links["capital"], capital.links["country"] = capital, country
     return made
 
 

@@ -9,12 +9,13 @@ share too. What the server refuses is the agent's to read; a server that is gone
 
 import asyncio
 import atexit
+import contextlib
 import json
 import os
 import re
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 from mrlm_envs.core import EnvFault
@@ -124,8 +125,8 @@ class _Connection:
         except ModuleNotFoundError:
             raise ValueError("mcp servers need the mcp package: pip install 'mrlm[mcp]'") from None
         self._target: Any = settings["url"] if "url" in settings else mcp.StdioServerParameters(**settings)
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
         self._client: Any = None
         ready: Future[list[Any]] = Future()
         self._thread = threading.Thread(target=self._run, args=(ready,), name="mrlm-mcp", daemon=True)
@@ -138,16 +139,15 @@ class _Connection:
 
     def _run(self, ready: Future[list[Any]]) -> None:
         try:
-            self._loop.run_until_complete(self._serve(ready))
-        except BaseException as error:
+            asyncio.run(self._serve(ready))
+        except BaseException as error:  # a lost server ends the loop; who asks next finds it closed
             if not ready.done():
                 ready.set_exception(error if isinstance(error, Exception) else RuntimeError(str(error)))
-        finally:
-            self._loop.close()
 
     async def _serve(self, ready: Future[list[Any]]) -> None:
         from mcp import Client
 
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         async with Client(self._target) as client:
             listed = await client.list_tools()
             tools = list(listed.tools)
@@ -169,19 +169,20 @@ class _Connection:
         async def bounded() -> Any:
             return await asyncio.wait_for(request(self._client), seconds)
 
-        if not self._thread.is_alive():
+        if not self._thread.is_alive() or self._loop is None:
             raise ConnectionError("the connection is closed")
         coroutine = bounded()
         try:
             return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(seconds + 5)
-        except RuntimeError as error:  # the loop was closed between the check and the call
+        except (RuntimeError, CancelledError) as error:  # the loop ended meanwhile
             coroutine.close()
             raise ConnectionError("the connection is closed") from error
 
     def close(self) -> None:
         """Ends the connection and waits for its thread."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
+        if self._thread.is_alive() and self._loop is not None and self._stop is not None:
+            with contextlib.suppress(RuntimeError):  # it has just ended by itself
+                self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(timeout=10)
 
 
