@@ -396,7 +396,10 @@ def draw_curve(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-_LABEL: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 9}
+_LABEL: dict[str, Any] = {
+    **{"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 9},
+    "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1},
+}
 
 
 def _points(rows: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
