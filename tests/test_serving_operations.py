@@ -16,6 +16,7 @@ import pytest
 
 from mrlm_envs.serving import cli
 from mrlm_envs.serving import envs_pb2 as pb
+from mrlm_envs.serving.catalog import Refused
 from tests.serving_kit import PROBE, ROOT, Raw, Running, Spawned, code, running, spawned, wait_for
 
 EXTERNAL = ROOT / "examples" / "external"
@@ -66,6 +67,16 @@ def test_a_wrong_flag_is_one_line_and_status_2(flags: list[str], words: str, cap
     assert cli.main([*flags, "--port", "0"]) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("mrlm serve: ")]
     assert len(lines) == 1 and words in lines[0]
+
+
+def test_an_ipv6_address_works():
+    try:
+        with running(PROBE, host="::1") as server:
+            assert server.server.address == f"[::1]:{server.port}"
+            remote = {"address": server.server.address, "env_id": "tests/Probe-v0"}
+            assert gymnasium.make("mrlm_envs:mrlm/Remote-v0", **remote).reset(seed=1)
+    except Refused:
+        pytest.skip("no IPv6 here")
 
 
 def test_a_taken_port_is_said(server: Running, capfd: pytest.CaptureFixture[str]):

@@ -192,7 +192,7 @@ async def _serve(settings: Settings) -> int:
     if settings.host not in ("127.0.0.1", "localhost", "::1") and not (settings.tokens and settings.tls):
         lacking = "a token" if not settings.tokens else "TLS"
         logging.getLogger("mrlm.serve").warning("%s is open to others without %s", settings.host, lacking)
-    _say(f"{settings.host}:{server.port} serves {', '.join(server.catalog.ids)}")
+    _say(f"{server.address} serves {', '.join(server.catalog.ids)}")
     parent = int(os.environ.get(_PARENT, 0))
     while not stop.is_set():
         with contextlib.suppress(TimeoutError):

@@ -149,6 +149,12 @@ class Server:
         reflection.enable_server_reflection(names, self._grpc)
         self._sweeper: asyncio.Task[None] | None = None
 
+    @property
+    def address(self) -> str:
+        """`host:port`."""
+        host = self.settings.host
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
     async def start(self) -> None:
         """Listen.
 
@@ -156,7 +162,7 @@ class Server:
             Refused: If the address cannot be bound.
         """
         settings = self.settings
-        address = f"{settings.host}:{settings.port}"
+        address = self.address
         try:
             if settings.tls is None:
                 self.port = self._grpc.add_insecure_port(address)
