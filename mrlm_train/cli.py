@@ -100,9 +100,13 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="of weights, tasks and sampling")
     demo.add_argument("--resume", action="store_true", help="go on with an interrupted demo")
 
-    if importlib.util.find_spec("mrlm_envs.serving.cli") is not None:
+    try:
         from mrlm_envs.serving import cli as serving
-
+    except ModuleNotFoundError as missing:  # the extra `serve` is not installed; all else works without it
+        command = commands.add_parser("serve", help="serve environments over gRPC", prefix_chars="\0", add_help=False)
+        command.add_argument("flags", nargs="*")
+        command.set_defaults(run=_no_serving, missing=missing.name)
+    else:
         serving.add_arguments(add("serve", serving.run, "serve environments over gRPC"))
     return top
 
@@ -329,6 +333,10 @@ def _info(args: argparse.Namespace) -> int:
 
     print(info.text())
     return 0
+
+
+def _no_serving(args: argparse.Namespace) -> int:
+    raise ModuleNotFoundError(f'{args.missing} is not installed; install the server: pip install "mrlm[serve]"')
 
 
 def _demo(args: argparse.Namespace) -> int:

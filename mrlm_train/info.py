@@ -12,10 +12,15 @@ LIBRARIES = ("gymnasium", "numpy", "math-verify", "torch", "transformers", "trl"
 
 
 def environments() -> list[dict[str, Any]]:
-    """One row an environment: short name, id, first line of its page, arguments with defaults."""
+    """One row an environment: short name, id, first line of its page (or what it lacks), arguments with defaults."""
     rows = []
     for short, (env_id, module, name) in mrlm_envs.ENVIRONMENTS.items():
-        loaded = importlib.import_module(module)
+        try:
+            loaded = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            about = f'needs {error.name}: pip install "mrlm[{short}]"'
+            rows.append({"name": short, "id": env_id, "about": about, "arguments": {}})
+            continue
         parameters = inspect.signature(getattr(loaded, name).__init__).parameters.values()
         arguments = {p.name: p.default for p in parameters if p.default is not p.empty}
         page = (loaded.__doc__ or "").strip().splitlines()

@@ -71,6 +71,32 @@ def test_info_lists_environments_and_versions_without_torch():
     assert result.stderr == "[]"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["info"], 0, 'needs simpleeval: pip install "mrlm[tools]"'),
+        (["play", "math", "--seed", "1"], 0, "[user]"),
+        (
+            ["serve", "--environments", "math"],
+            1,
+            'mrlm: grpc is not installed; install the server: pip install "mrlm[serve]"',
+        ),
+        (["train", "--config", "c.yaml"], 1, 'install them: pip install "mrlm[train]"'),
+    ],
+    ids=["info", "play", "serve", "train"],
+)
+def test_a_plain_installation_without_extras_has_a_working_command(arguments, code, said):
+    absent = "torch transformers trl accelerate peft datasets tqdm grpc grpc_health google simpleeval pettingzoo openai"
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent.split()}))\n"
+        f"from mrlm_train.cli import main; sys.exit(main({arguments}))"
+    )
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, stdin=subprocess.DEVNULL)
+    assert result.returncode == code and said in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_a_person_plays_and_may_see_the_reference():
     asked = "/expert\nI do not know\n"
     result = mrlm("play", "math", "--seed", 3, "--env-arg", "kinds=[addition]", "--env-arg", "max_turns=2", input=asked)
