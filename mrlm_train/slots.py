@@ -74,6 +74,7 @@ class _Run:
     def __init__(self, model: Any, sampling: Sampling, slots: int, line: Iterator[Conversation]) -> None:
         self.sampling, self.line = sampling, line
         self.slots = SlotModel(model, slots)
+        self.more = True  # conversations may be left in line
         self.sampled = self.prefilled = self.copied = 0
 
         self.state = np.full(slots, FREE)
@@ -94,7 +95,7 @@ class _Run:
             for row in np.flatnonzero(self.state == WAITING).tolist():
                 if self.futures[row].done():
                     self.ask(row)
-            for row in np.flatnonzero(self.state == FREE).tolist():
+            for row in np.flatnonzero(self.state == FREE).tolist() if self.more else ():
                 self.refill(row)
             pending, rows = np.flatnonzero(self.state == PENDING), np.flatnonzero(self.state == SAMPLING)
             if len(pending) and (not len(rows) or 8 * len(pending) >= np.count_nonzero(self.state)):
@@ -108,10 +109,13 @@ class _Run:
 
     def refill(self, row: int) -> None:
         """Give a free slot to the next conversation in line that has something to say."""
-        while self.state[row] == FREE and (conversation := next(self.line, None)) is not None:
-            self.conversations[row] = conversation
-            self.length[row] = self.turns[row] = 0
-            self.ask(row)
+        while self.state[row] == FREE and self.more:
+            conversation = next(self.line, None)
+            self.more = conversation is not None
+            if self.more:
+                self.conversations[row] = conversation
+                self.length[row] = self.turns[row] = 0
+                self.ask(row)
 
     def ask(self, row: int) -> None:
         """Poll a row's conversation and do as it says."""
