@@ -103,7 +103,7 @@ def openenv_server(port: int) -> None:
             return State()
 
     app = create_app(Echo, Say, Heard, env_name="echo", max_concurrent_envs=1024)
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", ws_ping_interval=None)
 
 
 async def openenv_client() -> None:
@@ -114,7 +114,9 @@ async def openenv_client() -> None:
     for order in orders():
         key = order["sessions"], order["size"]
         if key not in envs:
-            made = [GenericEnvClient(base_url=f"http://{order['addresses'][0]}") for _ in range(key[0])]
+            url = f"http://{order['addresses'][0]}"
+            # No pings: between its slices this process answers none.
+            made = [GenericEnvClient(base_url=url, websocket_ping_interval_s=None) for _ in range(key[0])]
             for env in made:
                 await env.connect()
                 await env.reset(size=key[1])
