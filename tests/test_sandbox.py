@@ -1,6 +1,8 @@
 """The sandbox as its users meet it: runs, limits, sessions, threads, deaths."""
 
 import concurrent.futures
+import contextlib
+import gc
 import itertools
 import multiprocessing
 import os
@@ -319,6 +321,21 @@ def test_a_forked_process_starts_a_pool_of_its_own(sandbox):
     child.join(30)
     assert child.exitcode == 0
     assert sandbox.run("def f(): return 7", [("f", [])]).values == [7]
+
+
+def test_a_fork_that_throws_its_copy_away_leaves_our_processes_alone(sandbox):
+    with sandbox.session() as session:
+        session.run("x = 1\nopen('kept', 'w').close()")
+        if (pid := os.fork()) == 0:
+            with contextlib.suppress(BaseException):
+                session.close()
+                sandbox.close()
+                del session
+                gc.collect()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert session.run("import os\n(x, os.listdir('.'))").values == [(1, ["kept"])]
+        assert not session.restarted
 
 
 def test_everything_dies_with_the_process_that_owns_it():

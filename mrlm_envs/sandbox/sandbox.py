@@ -158,7 +158,7 @@ class Sandbox:
             queue: Wait for a free worker. False only for a process that mostly waits for another, opened while holding
                 that one.
         """
-        launcher = self._start()
+        launcher, owner = self._start(), os.getpid()
         with self._permits if queue else contextlib.nullcontext():
             slot = self._take_slot(limits or Limits())
             program = None
@@ -166,7 +166,8 @@ class Sandbox:
                 program = self._launch(launcher, slot, limits or Limits(), stdin, seed)
                 yield program
             finally:
-                self._give_back(slot, program)
+                if owner == os.getpid():  # in a fork of ours, this runs when the copy is thrown away
+                    self._give_back(slot, program)
 
     @contextlib.contextmanager
     def open_trusted(self, memory_mb: int) -> Iterator[Program]:
