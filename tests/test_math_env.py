@@ -1,6 +1,7 @@
 """`mrlm/Math-v0` as its users meet it."""
 
 import json
+import re
 import threading
 from pathlib import Path
 
@@ -36,6 +37,18 @@ def test_the_worked_solution_earns_full_reward_over_hundreds_of_seeds(kind):
         question, _ = env.reset(seed=seed)
         _, reward, terminated, _, info = env.step(env.expert())
         assert (reward, terminated, info["success"]) == (1.0, True, True), (seed, question, env.expert())
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_formula_copied_from_the_question_into_a_box_earns_nothing(kind):
+    for difficulty in (1, 3, 5, 7, 10):
+        env = MathEnv(kinds=[kind], difficulty=(difficulty, difficulty))
+        for seed in range(20):
+            question, _ = env.reset(seed=seed)
+            for formula in re.split(r"Solve for \w: |What is |Solve the system |\. Give.*|\?|: | and ", question):
+                if re.search(r"\d.*[-+*/^=<>]", formula):
+                    env.reset(seed=seed)
+                    assert env.step(f"\\boxed{{{formula}}}")[1] == 0.0, (question, formula)
 
 
 def test_feedback_gives_nothing_away_and_a_later_attempt_counts():

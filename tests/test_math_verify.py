@@ -103,7 +103,17 @@ def test_prompt_injections_and_lists_of_everything_earn_nothing(reply: str, gold
 
 
 def test_the_question_itself_is_no_answer_to_it() -> None:
-    for computation in ["17+1", "2*9", "36-18", r"3!\cdot 3", r"\gcd(36, 54)", r"\lfloor 18.9 \rfloor", r"|-18|"]:
+    fractions = ["36/2", r"\frac{36}{2}", "90 / 5 dollars", "x = 36/2"]
+    for computation in [
+        "17+1",
+        "2*9",
+        "36-18",
+        r"3!\cdot 3",
+        r"\gcd(36, 54)",
+        r"\lfloor 18.9 \rfloor",
+        "|-18|",
+        *fractions,
+    ]:
         assert not grade(f"\\boxed{{{computation}}}", "18")
 
 

@@ -20,11 +20,13 @@ class Quantity(NamedTuple):
         value: The number as written (50 for "50%").
         dimension: What the unit measures: "length", "usd/time", "%", "?duck egg" (words we do not know), "" (none).
         factor: Size of the unit in its dimension (1/100 for cm).
+        is_open: A computation left to do: a fraction that comes out whole (`36/2`), a power (`2^{10}`) but of ten.
     """
 
     value: Fraction
     dimension: str = ""
     factor: Fraction = Fraction(1)
+    is_open: bool = False
 
 
 # Typography ----------------------------------------------------------------------------------------------------------
@@ -256,7 +258,9 @@ def quantity(text: str, attached: bool = True) -> Quantity | None:
             dimension = money
         elif dimension != money:
             return None
-    return Quantity(value, dimension, factor)
+    is_fraction = (match["num"] or match["num2"]) is not None
+    is_open = (is_fraction and value.denominator == 1) or match["base"] not in (None, "10")
+    return Quantity(value, dimension, factor, is_open)
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
@@ -290,7 +294,11 @@ def agree(answer: Quantity, gold: Quantity) -> bool:
       `10 cm`, but it is `1000 cm`.
     - `50%` is `0.5` and `1/2`; and it is `50`, the answer to "how many percent". A bare number below 1 is never read as
       percent: `0.5%` is not `0.5`.
+    - A computation is no answer, or the question would be one ("What is 30 / 6?"): `30/6` is not `5`, `2^{10}` is not
+      `1024`.
     """
+    if answer.is_open and not gold.is_open:
+        return False
     a, b = answer.dimension, gold.dimension
     if a == b:
         return answer.value * answer.factor == gold.value * gold.factor

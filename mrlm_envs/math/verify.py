@@ -10,8 +10,9 @@ r"""Is this reply right? A strict grader in layers: extract, compare exactly, re
 What counts as right:
 
 - **A number wants a number.** Against `18`, `\boxed{17+1}` and `\boxed{\sqrt{324}}` are wrong: otherwise the question
-  itself ("What is 17 + 1?") would be the best answer. Fractions, mixed numbers, scientific notation and one power
-  (`2^{10}`) are numbers, reduced or not.
+  itself ("What is 17 + 1?") would be the best answer. Fractions, reduced or not, mixed numbers and scientific notation
+  are numbers; a fraction that comes out whole (`36/2`), a power (`2^{10}`) and a number in another base are not.
+- **A solution wants a solution.** Against `x > 3` and `x = 3`, `2x + 3 > 9` and `2x = 6` are the question.
 - **Exactly.** `0.3333333333` is not `1/3`; `3.14` is not `\pi`.
 - **Units:** one that only one side writes is no difference; `10 m` is `1000 cm` and not `10 cm`.
 - **Percent:** `50%` is `0.5` and `1/2`, and also `50` (the answer to "what percent?"). `0.5%` is not `0.5`.
@@ -135,22 +136,31 @@ def _same(answer: str, gold: str, budget: symbolic.Budget, depth: int) -> bool:
 
 
 def _scalar(answer: str, gold: str, budget: symbolic.Budget, depth: int) -> bool:
-    """A reference number against what is no number as it stands: `x = 5`, `(5)`, `101_2`; never a computation."""
+    """A reference number against what is no number as it stands: `x = 5`, `(5)`; never a computation."""
     sides = equation(answer)
     if sides is not None:
         return _assigns(sides, gold, budget, depth)
     inner = _unwrapped(answer)
-    if inner != answer:
-        return _same(inner, gold, budget, depth + 1)
-    mine, number = _based(answer), quantity(gold, attached=False)
-    return mine is not None and number is not None and mine == number.value
+    return inner != answer and _same(inner, gold, budget, depth + 1)
 
 
 def _assigns(sides: list[str], gold: str, budget: symbolic.Budget, depth: int) -> bool:
     """`x = 5` or `x = 10/2 = 5` against a value: a name on the left, and every value after it right."""
-    if len(sides) == 2 and is_symbol(sides[1]) and not is_symbol(sides[0]):
-        sides = sides[::-1]
-    return is_symbol(sides[0]) and all(_same(side, gold, budget, depth + 1) for side in sides[1:])
+    name, *steps, last = _name_first(sides)
+    if not is_symbol(name) or not _same(last, gold, budget, depth + 1):
+        return False
+    number = quantity(gold, attached=False)
+    values = [(step, quantity(step)) for step in steps]
+    return all(
+        _same(step, gold, budget, depth + 1)
+        if value is None or number is None
+        else agree(value._replace(is_open=False), number)
+        for step, value in values
+    )
+
+
+def _name_first(sides: list[str]) -> list[str]:
+    return sides[::-1] if len(sides) == 2 and is_symbol(sides[1]) and not is_symbol(sides[0]) else sides
 
 
 def _value_of(text: str, other: str) -> str:
@@ -238,25 +248,33 @@ def _same_relation(
     if sides is None:  # `x = 5` against 5; an inequality is never a value
         return my_sides is not None and my_sides[0] == "=" and _assigns(my_sides[1], gold, budget, depth)
     if my_sides is None:
-        return sides[0] == "=" and _assigns(sides[1], answer, budget, depth)
+        name, *_, value = _name_first(sides[1])
+        return sides[0] == "=" and is_symbol(name) and _same(answer, value, budget, depth + 1)
     if my_sides[0] != sides[0] or len(my_sides[1]) != 2 or len(sides[1]) != 2:
         return False
     (left, right), (my_left, my_right) = sides[1], my_sides[1]
     if is_symbol(left) and is_symbol(my_left) and not is_symbol(right):
         return left == my_left and _same(my_right, right, budget, depth + 1)
+    if _is_solved(sides[1]) and not _is_solved(my_sides[1]):
+        return False
     texts = [_as_latex(text) for text in (left, right, my_left, my_right)]
     if not all(_may_ask(text, gold) for text in texts[2:]):
         return False
     return symbolic.same(sides[0], texts[:2], texts[2:], budget)
 
 
+def _is_solved(sides: list[str]) -> bool:
+    """Whether a relation has a name on one side and, on the other, no unknowns: `x = 5`, `3 < x`; not `y = 2x`."""
+    left, right = _name_first(sides)
+    return is_symbol(left) and not re.search("[A-Za-z]", _COMMAND.sub(" ", right))
+
+
 def _same_expression(answer: str, gold: str, budget: symbolic.Budget, depth: int) -> bool:
-    based, mine = _based(gold), _based(answer)
-    if based is not None:
-        number = quantity(answer)
-        if mine is None and number is not None:
-            return number.value == based or answer == gold.split("_")[0].strip()
-        return mine == based
+    based = _BASED.fullmatch(gold)
+    if based is not None:  # the digits as they are, the base may be left out; a number in another base is the question
+        mine = _BASED.fullmatch(answer)
+        digits, base = mine.groups() if mine is not None else (answer, based[2])
+        return (digits.upper(), base) == (based[1].upper(), based[2])
     (value, measure), (my_value, my_measure) = _measured(gold), _measured(answer)
     if measure and my_measure:
         if measure != my_measure:
@@ -325,17 +343,6 @@ def _is_balanced(text: str) -> bool:
         if depth < 0:
             return False
     return depth == 0
-
-
-def _based(text: str):
-    """The value of `101_2`, None when it is no number with a base."""
-    match = _BASED.fullmatch(text)
-    if match is None or not 2 <= int(match[2]) <= 36 or len(match[1]) > 60 or match[1].isalpha():
-        return None
-    try:
-        return int(match[1], int(match[2]))
-    except ValueError:
-        return None
 
 
 def _measured(text: str) -> tuple[str, tuple | None]:
