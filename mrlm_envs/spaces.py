@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Text
+from gymnasium.spaces import Space, Text
 from gymnasium.vector.utils import create_shared_memory, read_from_shared_memory, write_to_shared_memory
 
 _LENGTH_BYTES = 4
 _SAMPLED = (
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;!?-+*/=()<>{}[]\\\"'\n\u00e9\u4e2d\U0001f600"
 )
+
+_ALPHABET = Text(1, min_length=0, charset=_SAMPLED)
 
 
 class Unicode(Text):
@@ -31,7 +33,11 @@ class Unicode(Text):
     """
 
     def __init__(self, max_length: int = 65_536, *, seed: int | np.random.Generator | None = None) -> None:
-        super().__init__(max_length, min_length=0, charset=_SAMPLED, seed=seed)
+        if not isinstance(max_length, int | np.integer) or max_length < 1:
+            raise ValueError(f"max_length must be an integer of at least 1, got {max_length!r}")
+        vars(self).update(vars(_ALPHABET))  # Text's character tables, shared: making them takes 100 µs
+        self.min_length, self.max_length = 0, int(max_length)
+        Space.__init__(self, dtype=str, seed=seed)
 
     def contains(self, x: Any) -> bool:
         """Whether `x` is a `str` of at most `max_length` characters."""
