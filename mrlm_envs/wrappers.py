@@ -5,6 +5,7 @@ from typing import Any
 import gymnasium
 from gymnasium.utils import RecordConstructorArgs
 
+from mrlm_envs.core import clean
 from mrlm_envs.spaces import Unicode
 
 
@@ -34,7 +35,7 @@ class Transcript(gymnasium.Wrapper[str, str, str, str], RecordConstructorArgs):
     def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
         """Take one turn; the observation is the conversation with this turn added."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self._add("assistant", action)
+        self._add("assistant", clean(action))
         return self._add(info.get("role", "user"), observation), reward, terminated, truncated, info
 
     def _add(self, role: str, text: str) -> str:

@@ -135,13 +135,19 @@ class EnvEntry:
         creator: Any = self.make
         if not callable(creator) or isinstance(creator, EnvSpec):
             try:
-                spec = creator if isinstance(creator, EnvSpec) else gymnasium.spec(self.id)
-            except gymnasium.error.Error:
+                spec = creator if isinstance(creator, EnvSpec) else self._registered()
+            except (gymnasium.error.Error, ImportError):
                 return False  # `build` says what is wrong with the id
             creator = spec.entry_point if callable(spec.entry_point) else load_env_creator(str(spec.entry_point))
         if inspect.isclass(creator) and issubclass(creator, TextEnv):
             return True
         return "split" in inspect.signature(creator).parameters
+
+    def _registered(self) -> EnvSpec:
+        module, _, name = self.id.rpartition(":")
+        if module:  # `my_package:My/Env-v0`: importing it registers the id
+            importlib.import_module(module)
+        return gymnasium.spec(name)
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -213,10 +219,11 @@ class EnvPool:
         self.rewards = [_import(e.reward) if isinstance(e.reward, str) else e.reward for e in envs]
         for index, entry in enumerate(envs):
             self._idle[index].append(entry.build())
+        self._sizes = [getattr(self._idle[index][0].unwrapped, "num_tasks", None) for index in range(len(envs))]
 
     def num_tasks(self, index: int) -> int | None:
         """Size of a finite task source, None for an endless one."""
-        return getattr(self._idle[index][0].unwrapped, "num_tasks", None)
+        return self._sizes[index]
 
     def take(self, index: int) -> gymnasium.Env:
         """An idle instance of entry `index`, or a new one."""

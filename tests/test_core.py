@@ -181,3 +181,5 @@ def test_transcript_gives_the_whole_conversation():
     second, *_ = env.step("abc")
     assert second == first + "\n\n[assistant]\nabc\n\n[user]\nI need a number."
     assert env.observation_space.contains(second)
+    third, *_ = env.step("lone \ud800")
+    assert "lone \ufffd" in third and third.encode()

@@ -50,6 +50,12 @@ def test_invalid_episodes_are_counted_and_nothing_else() -> None:
     assert summary([broken])["reward"] is None
 
 
+def test_an_evaluation_goes_on_after_one_whose_last_instance_broke() -> None:
+    with evaluation_rollout(scripted(say("a")), EnvEntry("Radio", {"break_at": 1}, make=Radio)) as rollout:
+        for _ in range(2):
+            assert not rollout.run(evaluation_requests(rollout, 1))[0].valid
+
+
 def test_broken_environments_do_not_stop_an_evaluation() -> None:
     broken, sound = EnvEntry("Radio", {"break_at": 1}, make=Radio), EnvEntry("Letters", make=Letters)
     result = evaluate(scripted(say("a")), [broken, sound], n=3)

@@ -268,6 +268,8 @@ def test_split_is_passed_to_environments_that_know_it_and_to_no_others() -> None
     assert EnvEntry("Guess", make=GuessNumber).on_split("test").build().unwrapped.split == "test"  # type: ignore[attr-defined]
     assert EnvEntry("Radio", make=Radio).on_split("test").split is None
     assert EnvEntry("tests/Guess-v0").on_split("test").split == "test"
+    assert EnvEntry("tests.guessing:tests/Guess-v0").on_split("test").split == "test"
+    assert EnvEntry("no_such_package:My/Env-v0").on_split("test").split is None
     spec = gymnasium.spec("tests/Guess-v0")
     assert EnvEntry.of(spec).on_split("test").build().unwrapped.split == "test"  # type: ignore[attr-defined]
 
