@@ -51,11 +51,15 @@ def write_environments(model_folder: Path, envs: Iterable[Any]) -> None:
 
 
 def read_environments(model: str) -> dict[str, dict[str, Any]]:
-    """Environment id to kwargs, as recorded in a model folder by the training that wrote it; {} without a record."""
+    """Environment id to kwargs, as recorded in a model folder by the training that wrote it; {} without a record.
+
+    The split is left out: what a model was trained on is not what it should be asked.
+    """
     path = Path(model) / ENV_FILE
     if not path.is_file():
         return {}
-    return {entry["id"]: entry.get("kwargs", {}) for entry in json.loads(path.read_text("utf-8"))["envs"]}
+    found = {entry["id"]: entry.get("kwargs", {}) for entry in json.loads(path.read_text("utf-8"))["envs"]}
+    return {name: {key: value for key, value in kwargs.items() if key != "split"} for name, kwargs in found.items()}
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

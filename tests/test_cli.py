@@ -184,6 +184,15 @@ def test_eval_reads_the_model_and_the_arguments_it_was_trained_with(trained, tmp
     assert json.loads(out.read_text())["n"] == 12 and len(episodes.read_text().splitlines()) == 12
 
 
+def test_eval_does_not_take_the_training_split_for_its_own(tmp_path):
+    pytest.importorskip("transformers")
+    from mrlm_train import run_folder
+    from mrlm_train.config import EnvSection
+
+    run_folder.write_environments(tmp_path, [EnvSection("E", {"split": "train", "low": 1})])
+    assert run_folder.read_environments(str(tmp_path)) == {"E": {"low": 1}}
+
+
 def test_several_attempts_train_too(tmp_path):
     train(tmp_path, "envs.0.kwargs.max_turns=3", "grpo.max_completion_length=80", "grpo.max_turn_tokens=8", steps=2)
     assert metrics(tmp_path)[0]["turns"] > 1.5
