@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 from fractions import Fraction
+from pathlib import Path
 
 import gymnasium
 import pytest
@@ -334,6 +335,35 @@ def test_many_members_of_a_vector_equal_single_environments():
         )
     assert infos["tools"][0][0]["function"]["name"] == "calculator"
     vector.close()
+
+
+def test_the_examples_of_the_guide_work_as_they_stand(tmp_path, monkeypatch):
+    guide = (Path(__file__).resolve().parents[1] / "docs" / "your_own.md").read_text("utf-8")
+    (tmp_path / "my_pkg").mkdir()
+    blocks = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    for block in blocks:
+        if named := re.match(r"# (my_pkg/\w+\.py)\n", block):
+            (tmp_path / named[1]).write_text(block)
+        elif "class Basket" in block:
+            (tmp_path / "my_pkg" / "basket.py").write_text(block)
+    rows = re.findall(r"^\{.*\}$", guide, re.MULTILINE)
+    (tmp_path / "tasks.jsonl").write_text("\n".join(rows))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert check_text_env(gymnasium.make("my_pkg.countdown:my/Countdown-v0")) == {}
+    corpus = [{"title": "Fjord", "text": "The inlet is 12 km long."}]
+    tools = ["knowledge", "files", "my_pkg.tools:convert", "my_pkg.basket:Basket"]
+    env = ToolUseEnv(tasks=str(tmp_path / "tasks.jsonl"), corpus=corpus, tools=tools)
+    assert env.num_tasks == len(rows) == 3
+    for seed in range(3):
+        env.reset(seed=seed)
+        assert env.step(_call("convert", amount=5, to="USD"))[0] == "5.50 USD"
+        assert env.step(_call("convert", amount=-5, to="USD"))[0] == "error: the amount must be above 0"
+        assert env.step(_call("add", item="tea"))[0] == "1 items", "the basket of an earlier episode"
+        env.reset(seed=seed)
+        over = False
+        while not over:
+            _, reward, over, *_ = env.step(env.expert())
+        assert reward == 1.0
 
 
 # Through a chat template: what the policy is given, what it said, and who is trained on which
