@@ -77,6 +77,8 @@ class PPOConfig(GRPOConfig):
                 raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
         if self.value_clip_range is not None and self.value_clip_range <= 0:
             raise ValueError(f"value_clip_range must be above 0, or null for none, got {self.value_clip_range}")
+        if self.ddp_find_unused_parameters is None:  # values leave the forward pass by a hook, where DDP does not look
+            self.ddp_find_unused_parameters = False
         asked = self.num_generations
         if asked < 2:
             if self.dynamic_sampling or self.top_groups < 1:

@@ -328,6 +328,11 @@ def test_a_setting_out_of_range_is_told_in_one_line(tmp_path: Path, settings: di
         config(tmp_path, **settings)
 
 
+def test_ddp_is_told_not_to_look_for_unused_parameters(tmp_path: Path) -> None:
+    assert config(tmp_path).ddp_find_unused_parameters is False
+    assert config(tmp_path, ddp_find_unused_parameters=True).ddp_find_unused_parameters is True
+
+
 def test_odd_batches_and_groups_both_work(tmp_path: Path) -> None:
     assert config(tmp_path, per_device_train_batch_size=7).num_generations == 1
     assert config(tmp_path, num_generations=4).num_generations == 4
