@@ -295,6 +295,7 @@ def test_an_answer_is_right_by_value_or_word_for_word(reply, answer, right):
         ({"tasks": [{"question": "x"}]}, "field 'answer' is missing, and so is 'files_after'"),
         ({"tasks": [{"question": "x", "answer": "y", "calls": ["f"]}]}, "field 'calls' must be a list"),
         ({"tasks": [{"question": "x", "answer": "y", "files": {"a": 1}}]}, "field 'files' must be an object of texts"),
+        ({"tasks": [{"question": "x", "answer": "y", "files": {"../a": ""}}]}, r"row 1: field 'files': .*'\.\./a'"),
     ],
 )
 def test_a_wrong_argument_is_named_in_one_line(kwargs, message):

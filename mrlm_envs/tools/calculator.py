@@ -14,9 +14,12 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, NoReturn
 
-from simpleeval import FunctionNotDefined, InvalidExpression, NameNotDefined, SimpleEval
-
 from mrlm_envs.tools.registry import ToolError, tool
+
+try:
+    from simpleeval import FunctionNotDefined, InvalidExpression, NameNotDefined, SimpleEval
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError("the calculator needs simpleeval: pip install 'mrlm[tools]'", name=missing.name) from None
 
 Number = int | Fraction | float
 

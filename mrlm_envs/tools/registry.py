@@ -4,6 +4,7 @@ A tool is a typed function: `@tool` makes its schema from signature and docstrin
 episode begins anew (an interpreter, a file system) are a `Toolset`.
 """
 
+import importlib.util
 import inspect
 import json
 import re
@@ -162,6 +163,8 @@ class ToolRegistry:
             added = [entry]
         else:
             added = [Tool(entry, **getattr(entry, "__mrlm_tool__", {}))]
+        if importlib.util.find_spec("jsonschema") is None:
+            raise ModuleNotFoundError("tools need jsonschema: pip install 'mrlm[tools]'", name="jsonschema")
         for new in added:
             if new.name in self._tools:
                 raise ValueError(f"two tools are named {new.name!r}; give one of them another name")

@@ -10,6 +10,7 @@ import numpy as np
 from mrlm_envs.tools.calls import Call
 from mrlm_envs.tools.computing import calculator_task, python_task
 from mrlm_envs.tools.edits import files_task
+from mrlm_envs.tools.filesystem import VirtualFiles
 from mrlm_envs.tools.lookups import lookup_task, mixed_task
 from mrlm_envs.tools.task import Task
 
@@ -111,7 +112,10 @@ def _files(row: Mapping[str, Any], field: str, where: str) -> dict[str, str] | N
         return None
     if not isinstance(value, Mapping) or not all(isinstance(x, str) for pair in value.items() for x in pair):
         raise ValueError(f"{where}: field {field!r} must be an object of texts by path, got {value!r:.60}")
-    return dict(value)
+    try:
+        return VirtualFiles(value).files
+    except ValueError as error:
+        raise ValueError(f"{where}: field {field!r}: {error}") from None
 
 
 def _turns(value: Any, where: str) -> tuple[tuple[Call, ...], ...]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from mrlm_envs.sandbox import SandboxUnavailable
 from mrlm_envs.sandbox.sandbox import Backend
 from mrlm_envs.tasks import Source
 from mrlm_envs.tools.filesystem import VirtualFiles
@@ -48,7 +49,10 @@ def build(
         elif entry == "python":
             from mrlm_envs.tools.python_tool import PythonTool
 
-            registry.add(PythonTool(sandbox, timeout_s))
+            try:
+                registry.add(PythonTool(sandbox, timeout_s))
+            except SandboxUnavailable as error:
+                raise SandboxUnavailable(f'{error}; or leave "python" out of kinds and tools') from None
         elif entry == "files":
             registry.add(files)
         else:
