@@ -7,6 +7,7 @@ their own splits.
 """
 
 import json
+import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
@@ -19,7 +20,7 @@ SPLITS = ("train", "test", "all")
 TEST_SHARE = 5  # one generated task in five is a test task
 
 Row = Mapping[str, Any]
-Source = str | Sequence[Row] | Mapping[str, Any]
+Source = str | os.PathLike[str] | Sequence[Row] | Mapping[str, Any]
 
 
 class HasTaskId(Protocol):
@@ -98,6 +99,8 @@ def _parsed(source: Source, split: str, parse: Callable[[Row, int, str], T]) -> 
         if missing:
             raise ValueError(f"tasks: no split {missing[0]!r} (found: {', '.join(map(str, source))})")
         return tuple(task for name in names for task in _parsed(source[name], name, parse))
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
     if isinstance(source, str):
         if source.startswith("hf:"):
             return _from_hub(source, split, parse)

@@ -40,7 +40,7 @@ ALGORITHMS = {
 }
 # The first seed's names for fields that TRL or TrainingArguments call otherwise.
 ALIASES = {"num_epochs": "num_train_epochs", "clip_range": "epsilon", "num_ppo_epochs": "num_iterations"}
-TRAINING_ONLY = ("algorithm", "batch_size", "num_epochs")
+TRAINING_ONLY = ("algorithm", "batch_size", "num_epochs", "early_stopping_patience")
 STRATEGIES = ("ddp", "fsdp", "deepspeed")
 
 
@@ -89,11 +89,6 @@ class DistributedSection:
         num_processes: default: the visible GPUs, or 1.
         mixed_precision: "no", "bf16" or "fp16".
         gradient_accumulation_steps: of `TrainingArguments`.
-        num_machines: nodes.
-        machine_rank: this node, from 0.
-        main_process_ip: of node 0.
-        main_process_port: of node 0.
-        config_file: an Accelerate config file instead of the shipped one.
     """
 
     enabled: bool = True
@@ -101,11 +96,6 @@ class DistributedSection:
     num_processes: int | None = None
     mixed_precision: str | None = None
     gradient_accumulation_steps: int | None = None
-    num_machines: int = 1
-    machine_rank: int = 0
-    main_process_ip: str | None = None
-    main_process_port: int | None = None
-    config_file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +136,7 @@ class RunConfig:
     distributed: DistributedSection | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     batch_size: int | None = None
+    early_stopping_patience: int | None = None
     stages: tuple["RunConfig", ...] = ()
     raw: dict[str, Any] = field(default_factory=dict)
 
@@ -221,6 +212,8 @@ def check(raw: dict[str, Any], where: str = "config", path: str = "") -> RunConf
     batch_size = _typed(training.get("batch_size"), int | None, f"{where}: training.batch_size")
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"{where}: training.batch_size must be at least 1, got {batch_size}")
+    patience = training.get("early_stopping_patience")
+    patience = _typed(patience, int | None, f"{where}: training.early_stopping_patience")
     return RunConfig(
         path=path,
         algorithm=algorithm,
@@ -233,6 +226,7 @@ def check(raw: dict[str, Any], where: str = "config", path: str = "") -> RunConf
         distributed=distributed if distributed is not None and distributed.enabled else None,
         arguments=arguments,
         batch_size=batch_size,
+        early_stopping_patience=patience,
         raw=raw,
     )
 
@@ -313,7 +307,9 @@ def _arguments(
         entries = _mapping(raw, section, where)
         _known_keys(entries, sorted(known), where, section)
         for key, value in entries.items():
-            if key not in ("algorithm", "batch_size") and value is not None:  # null leaves the default
+            if (
+                key not in ("algorithm", "batch_size", "early_stopping_patience") and value is not None
+            ):  # null leaves the default
                 put(ALIASES.get(key, key), value, f"{section}.{key}")
     if distributed is not None and distributed.enabled:
         if distributed.gradient_accumulation_steps is not None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset
@@ -118,6 +118,8 @@ class SFTTrainer(PlayedEvaluation, trl_sft_trainer.SFTTrainer):
         chat = Chat(tokenizer, args.chat_template_kwargs, args.system_prompt, eos_ids)
         if episodes is None:
             episodes = expert_episodes(envs or [], args.num_episodes, args.seed)
+            if args.system_prompt is not None:  # the experts heard their environment's own
+                episodes = [_addressed(episode, args.system_prompt) for episode in episodes]
         elif isinstance(episodes, str | os.PathLike):
             episodes = read(episodes)
         rows = episode_dataset(episodes, chat, args.mode)
@@ -156,6 +158,11 @@ def episode_dataset(episodes: Iterable[Episode], chat: Chat, mode: str = "behavi
     if not rows:
         raise ValueError("no valid episodes to train on")
     return Dataset.from_list(rows)
+
+
+def _addressed(episode: Episode, system_prompt: str) -> Episode:
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return replace(episode, messages=system + [m for m in episode.messages if m["role"] != "system"])
 
 
 if __name__ == "__main__":

@@ -41,6 +41,9 @@ def run(config: RunConfig, resume: str | None = None) -> Path:
     """
     if not config.stages:
         return _run_stage(config, resume)
+    if resume not in (None, "latest"):
+        raise ConfigError(f"--resume {resume}: with stages only --resume latest; each stage finds its own checkpoint")
+    run_folder.write_config(Path(config.output_dir), config.raw)
     model: Path | None = None
     for number, stage in enumerate(config.stages, start=1):
         final = Path(stage.output_dir) / "final"
@@ -55,7 +58,10 @@ def run(config: RunConfig, resume: str | None = None) -> Path:
         else:
             _say(f"stage {number} of {len(config.stages)}: {stage.algorithm}")
             has_checkpoint = run_folder.latest_checkpoint(Path(stage.output_dir)) is not None
-            _run_stage(stage, "latest" if resume is not None and has_checkpoint else None)
+            try:
+                _run_stage(stage, "latest" if resume is not None and has_checkpoint else None)
+            except Interrupted as error:
+                raise Interrupted(f"{error.args[0].partition(';')[0]}; {_how_to_resume(config)}") from None
         model = final
     assert model is not None
     return model
@@ -64,10 +70,14 @@ def run(config: RunConfig, resume: str | None = None) -> Path:
 def _run_stage(config: RunConfig, resume: str | None) -> Path:
     folder = Path(config.output_dir)
     checkpoint = _checkpoint(folder, resume)
+    earlier = run_folder.latest_checkpoint(folder)
+    if resume is None and earlier is not None:
+        raise ConfigError(f"{earlier} is of an earlier run: go on with it (--resume latest) or take another --output")
     _check_processes(config)
     args = _arguments(config)
     path = _model_path(config, folder)
     trainer = _trainer(config, args, path)
+    _check_strategy(config, trainer)
     is_main = trainer.accelerator.is_main_process
     if is_main:
         run_folder.write_config(folder, config.raw)
@@ -79,9 +89,8 @@ def _run_stage(config: RunConfig, resume: str | None) -> Path:
         trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if callback.is_set:
-        hint = f"mrlm train --config {config.path or folder / 'config.yaml'} --output {folder} --resume latest"
-        raise Interrupted(f"interrupted at step {trainer.state.global_step}; go on with: {hint}")
-    if config.eval_envs and args.eval_strategy == "no" and hasattr(trainer, "rollout"):
+        raise Interrupted(f"interrupted at step {trainer.state.global_step}; {_how_to_resume(config)}")
+    if config.eval_envs and args.eval_strategy == "no" and trainer.eval_envs:
         trainer.evaluate()
     final = folder / "final"
     _save(config, trainer, final)
@@ -90,6 +99,11 @@ def _run_stage(config: RunConfig, resume: str | None) -> Path:
     if is_main:
         _say(f"trained model: {final}; metrics: {folder / 'metrics.jsonl'}")
     return final
+
+
+def _how_to_resume(config: RunConfig) -> str:
+    """The resolved configuration in the output folder knows every `--set` and the folder itself."""
+    return f"go on with: mrlm train --config {Path(config.output_dir) / 'config.yaml'} --resume latest"
 
 
 def _checkpoint(folder: Path, resume: str | None) -> Path | None:
@@ -114,6 +128,16 @@ def _check_processes(config: RunConfig) -> None:
         raise ConfigError(f"distributed asks for {asked} processes and {world} runs; start it with: {launch}")
     if world == 1:
         _say(f"distributed.strategy {config.distributed.strategy}: one process, so it changes nothing")
+
+
+def _check_strategy(config: RunConfig, trainer: Any) -> None:
+    """Refuse to go on when what Accelerate started is not what was asked: it changes strategies in silence."""
+    if config.distributed is None or trainer.accelerator.num_processes == 1:
+        return
+    started = str(trainer.accelerator.distributed_type.value).lower().removeprefix("multi_")
+    found = started if started in ("fsdp", "deepspeed") else "ddp"
+    if found != config.distributed.strategy:
+        raise ConfigError(f"distributed.strategy is {config.distributed.strategy}, Accelerate started {found}")
 
 
 def _arguments(config: RunConfig) -> Any:
@@ -186,8 +210,11 @@ def _trainer(config: RunConfig, args: Any, path: str) -> Any:
             extra["peft_config"] = LoraConfig(**{"task_type": "CAUSAL_LM", **section.lora})
         except (TypeError, ValueError) as error:
             raise ConfigError(f"config {config.path}: lora: {' '.join(str(error).split())}") from None
-    if getattr(args, "early_stopping_patience", None):
-        extra["callbacks"] = [EarlyStoppingCallback(args.early_stopping_patience)]
+    if config.early_stopping_patience is not None:
+        if args.eval_strategy == "no" or args.metric_for_best_model is None or not args.load_best_model_at_end:
+            needs = "eval_strategy, metric_for_best_model and load_best_model_at_end"
+            raise ConfigError(f"config {config.path}: training.early_stopping_patience needs training.{needs}")
+        extra["callbacks"] = [EarlyStoppingCallback(config.early_stopping_patience)]
     cls = _trainer_class(config.algorithm)
     envs = [_entry(env) for env in config.envs]
     eval_envs = [_entry(env) for env in config.eval_envs]

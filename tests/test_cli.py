@@ -168,6 +168,31 @@ def test_resume_of_a_killed_run_goes_on_with_the_same_curve(trained, tmp_path):
     assert metrics(trained)[3]["grad_norm"] > 0  # or the same curve would prove nothing
 
 
+def test_a_new_run_does_not_mix_with_the_checkpoints_of_an_earlier_one(trained):
+    with pytest.raises(ValueError, match=r"checkpoint-4 is of an earlier run: go on with it \(--resume latest\)"):
+        train(trained)
+
+
+def test_early_stopping_without_what_it_watches_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"early_stopping_patience needs training\.eval_strategy"):
+        train(tmp_path, "training.early_stopping_patience=2")
+
+
+def test_sft_evaluates_its_eval_envs(tmp_path):
+    from mrlm_train import config, training
+
+    path = tmp_path / "sft.yaml"
+    path.write_text(
+        "model: {model_name_or_path: tiny}\ntraining: {algorithm: sft, max_steps: 2, per_device_train_batch_size: 4}\n"
+        "sft: {num_episodes: 8}\nrollout: {system_prompt: Add., eval_episodes: 4, max_completion_length: 8}\n"
+        "envs: [{id: math, kwargs: {kinds: [addition]}}]\neval_envs: [{id: math, kwargs: {kinds: [addition]}}]\n"
+    )
+    final = training.run(config.load(path, output_dir=str(tmp_path / "run"))).parent
+    rows = [json.loads(line) for line in (final / "metrics.jsonl").read_text().splitlines()]
+    seen = [row for row in rows if "eval_success" in row]
+    assert len(seen) == 1 and seen[0]["eval_n"] == 4
+
+
 def test_another_seed_is_another_run(trained, tmp_path):
     train(tmp_path, "seed=1", steps=2)
     assert metrics(tmp_path)[0]["reward"] != metrics(trained)[0]["reward"]

@@ -50,7 +50,8 @@ def test_files_of_each_kind_are_read(tmp_path, ending):
         pytest.importorskip("pyarrow.parquet").write_table(pa.Table.from_pylist(ROWS), path)
     else:
         path.write_text(json.dumps(ROWS) if ending == "json" else "\n".join(map(json.dumps, ROWS)) + "\n\n")
-    assert [task.task_id for task in Tasks(str(path), "train", parse).rows] == [row["name"] for row in ROWS]
+    for source in (str(path), path):
+        assert [task.task_id for task in Tasks(source, "train", parse).rows] == [row["name"] for row in ROWS]
 
 
 def test_a_changed_file_is_read_anew(tmp_path):

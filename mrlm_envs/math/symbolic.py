@@ -19,6 +19,8 @@ from pathlib import Path
 SECONDS = 1.4  # a comparison that takes longer is "different"
 _PATIENCE = 0.3  # beyond it, until a worker that says nothing is given up
 _START_SECONDS = 60.0  # for a worker to import sympy on a machine under load
+_CANARY_SECONDS = 10.0  # a machine under load is no broken grader
+_STARVED = 0.25  # a canary slower than this (20 ms on an idle core) says that the machine, not the answer, was slow
 _CANARY = ("value", [r"\frac{1}{2}x"], [r"x/2"])
 
 
@@ -158,6 +160,7 @@ def same(kind: str, gold: Sequence[str], answer: Sequence[str], budget: Budget |
     budget = budget or Budget()
     if budget.left <= 0:
         return False
+    is_retry = False
     for _ in range(3):  # a worker that was killed from outside is no verdict: ask the next one
         worker = _pool.take()
         verdict, usable = b"", False
@@ -167,7 +170,13 @@ def same(kind: str, gold: Sequence[str], answer: Sequence[str], budget: Budget |
                 begun = time.monotonic()
                 verdict = worker.ask(kind, gold, answer, budget.left)
                 budget.left -= time.monotonic() - begun
-                usable = verdict in (b"E", b"D") or (verdict != b"" and worker.ask(*_CANARY, _PATIENCE) == b"E")
+                usable = verdict in (b"E", b"D")
+                if not usable and verdict != b"":  # late or crashed: the agent's doing, or the machine's?
+                    begun = time.monotonic()
+                    usable = worker.ask(*_CANARY, _CANARY_SECONDS) == b"E"
+                    if usable and not is_retry and time.monotonic() - begun > _STARVED:
+                        is_retry, budget.left = True, SECONDS
+                        continue
         finally:
             if usable:
                 _pool.give(worker)
