@@ -12,6 +12,7 @@ import pytest
 from mrlm_envs.sandbox import Limits, Sandbox
 from tests.hostile.footprint import descendants, footprint
 from tests.hostile.programs import CHEATS
+from tests.test_sandbox_hostile import settle
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
@@ -39,9 +40,11 @@ def test_nothing_is_left_behind_after_three_thousand_runs():
     with Sandbox(workers=2) as pool:
         for i in range(100):
             pool.run(quick[i % len(quick)], [("solve", [[1, 2]])], limits=limits)
+        settle(pool, limits)
         before, memory = footprint(), _memory_kb()
         for i in range(3000):
             pool.run(quick[i % len(quick)] if i % 4 == 0 else quick[i % 2], [("solve", [[1, 2]])], limits=limits)
+        settle(pool, limits)
         assert footprint(like=before) == before
         assert _memory_kb() - memory < 4096
         assert [path for path in Path(pool._root).rglob("*") if path.is_file()] == []

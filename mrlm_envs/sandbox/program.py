@@ -166,6 +166,11 @@ class Program:
         """Lets it run again."""
         self._process.signal(signal.SIGCONT)
 
+    def kill(self) -> None:
+        """Kills the process without waiting; `close` still has to follow."""
+        if not self._gone:
+            self._process.signal(signal.SIGKILL)
+
     def close(self) -> None:
         """Kills the process and waits for its death.
 

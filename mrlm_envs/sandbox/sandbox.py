@@ -1,6 +1,7 @@
 """The public face of the sandbox: a pool that runs untrusted Python programs."""
 
 import atexit
+import collections
 import contextlib
 import os
 import shutil
@@ -9,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 from mrlm_envs.sandbox.launch import (
@@ -67,6 +69,8 @@ class Sandbox:
         self._lock = threading.Lock()
         self._permits = threading.BoundedSemaphore(self._workers)
         self._slots: list[Slot] = []
+        self._janitor = ThreadPoolExecutor(1, thread_name_prefix="sandbox-janitor")
+        self._cleaning: collections.deque[Future[None]] = collections.deque()
         self._programs: set[Program] = set()
         self._trusted: list[tuple[contextlib.ExitStack, Limits, int, Program]] = []
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -229,17 +233,35 @@ class Sandbox:
         return program
 
     def _take_slot(self, limits: Limits) -> Slot:
-        with self._lock:
-            for slot in reversed(self._slots):
-                if slot.worker is not None and slot.worker.limits.kernel == limits.kernel:
-                    self._slots.remove(slot)
-                    return slot
-            if len(self._slots) > self._workers:
-                return self._slots.pop(0)
-            root, landlock = self._root, self._launcher is not None and self._launcher.with_landlock
-        return Slot(root, landlock)
+        while True:
+            with self._lock:
+                for slot in reversed(self._slots):
+                    if slot.worker is not None and slot.worker.limits.kernel == limits.kernel:
+                        self._slots.remove(slot)
+                        return slot
+                if len(self._slots) > self._workers:
+                    return self._slots.pop(0)
+                while self._cleaning and self._cleaning[0].done():
+                    self._cleaning.popleft()
+                cleaning = self._cleaning.popleft() if len(self._cleaning) > self._workers else None
+                root, landlock = self._root, self._launcher is not None and self._launcher.with_landlock
+            if cleaning is None:
+                return Slot(root, landlock)
+            cleaning.result()
 
     def _give_back(self, slot: Slot, program: Program | None) -> None:
+        """Kills a program. That it dies, and that its slot is made ready, is not waited for."""
+        if program is not None:
+            program.kill()
+        with self._lock:
+            try:
+                self._cleaning.append(self._janitor.submit(self._make_ready, slot, program))
+                return
+            except RuntimeError:  # the interpreter is shutting down
+                pass
+        self._make_ready(slot, program)
+
+    def _make_ready(self, slot: Slot, program: Program | None) -> None:
         with contextlib.suppress(TemplateDied):
             if program is not None:
                 program.close()
@@ -317,6 +339,7 @@ class Sandbox:
             trusted, self._trusted = self._trusted, []
         for held in [*self._sessions, *(stack for stack, *_ in trusted)]:
             held.close()
+        self._janitor.shutdown()
         for program in programs:
             with contextlib.suppress(TemplateDied):
                 program.close()
@@ -326,6 +349,7 @@ class Sandbox:
             slot.close()
         if self._root:
             shutil.rmtree(self._root, ignore_errors=True)
+        self._reset()
 
     def __enter__(self) -> "Sandbox":
         return self

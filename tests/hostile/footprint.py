@@ -26,14 +26,16 @@ def descendants(root: int | None = None) -> set[int]:
 
 
 def footprint(like: tuple[int, int] | None = None) -> tuple[int, int]:
-    """How many descendants and file descriptors there are.
+    """How many descendants and file descriptors there are, once processes that are being forked or reaped are through.
 
     Args:
-        like: Give processes that are just being forked or reaped five seconds to come to this.
+        like: What is expected; given, it is waited for up to ten seconds, else until half a second brings no change.
     """
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 10
+    readings: list[tuple[int, int]] = []
     while True:
-        now = len(descendants()), len(os.listdir("/proc/self/fd"))
-        if like is None or now == like or time.monotonic() > deadline:
-            return now
-        time.sleep(0.01)
+        readings.append((len(descendants()), len(os.listdir("/proc/self/fd"))))
+        calm = readings[-1] == like if like is not None else len(readings) > 10 and len(set(readings[-10:])) == 1
+        if calm or time.monotonic() > deadline:
+            return readings[-1]
+        time.sleep(0.05)
