@@ -123,6 +123,9 @@ def _same(answer: str, gold: str, budget: symbolic.Budget, depth: int) -> bool:
     if answer == gold or _LOOSE_SPACE.sub("", answer) == _LOOSE_SPACE.sub("", gold):
         return True
     answer = _approximated(answer)
+    named = equation(gold)
+    if named is not None and len(named) == 2 and is_symbol(named[0]) and equation(answer) is None:
+        return _same(answer, named[1], budget, depth + 1)  # `5` against `x = 5`
     number = quantity(gold, attached=False)
     if number is not None:
         mine = quantity(answer)
