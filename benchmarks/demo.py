@@ -84,7 +84,7 @@ def control(name: str, seed: int, folder: Path, recipe: demo.Recipe, seconds: fl
         shown = demo.demonstrations(recipe, seed)
         if name == "fresh":
             shown = expert_episodes(demo.ENVIRONMENT, 64 * 2500, demo.DEMONSTRATION_SEED + seed)[len(shown) :]
-        longer = dataclasses.replace(quiet, sft_steps=100_000, sft_learning_rate=recipe.sft_learning_rate / 2)
+        longer = dataclasses.replace(quiet, sft_stop=2.0, sft_steps=100_000, sft_learning_rate=1e-3)
         trainer = demo.sft_trainer(start, shown, output, seed, longer)
         trainer.add_callback(StopAfter(seconds))
     trainer.remove_callback(PrinterCallback)

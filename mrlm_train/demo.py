@@ -52,21 +52,23 @@ class Recipe:
         hidden_size: Width of the toy policy.
         num_layers: Its depth.
         demonstrations: Worked solutions that SFT sees, again and again.
-        sft_steps: Optimizer steps of SFT, 64 demonstrations each.
+        sft_stop: Share of training problems solved at which SFT ends.
+        sft_steps: Most optimizer steps of SFT, 64 demonstrations each.
         sft_learning_rate: Reached after 20 steps, and kept: GRPO threw a policy annealed to 0 back before it learned.
         grpo_steps: Steps of GRPO.
         grpo_problems: Problems in each, with 8 attempts at every one.
         grpo_learning_rate: Peak, after 20 steps; decays linearly to 0.
         grpo_redraws: Rounds in which groups that agree, and so teach nothing, are replaced (`dynamic_sampling`).
         problems: Problems in each evaluation, on either split.
-        curve_problems: Test problems for each point of the curve.
+        curve_problems: Problems for each point of the curve: training problems in SFT, test problems in GRPO.
         curve_steps: Steps between the points of the curve.
     """
 
     hidden_size: int = 96
     num_layers: int = 2
     demonstrations: int = 220
-    sft_steps: int = 300
+    sft_stop: float = 0.47
+    sft_steps: int = 400
     sft_learning_rate: float = 2e-3
     grpo_steps: int = 300
     grpo_problems: int = 32
@@ -74,7 +76,7 @@ class Recipe:
     grpo_redraws: int = 1
     problems: int = 500
     curve_problems: int = 200
-    curve_steps: int = 25
+    curve_steps: int = 20
 
 
 def run(
@@ -183,26 +185,27 @@ class Demo:
         """Imitate a fixed set of the environment's worked solutions."""
         shown = demonstrations(self.recipe, self.seed)
         trainer = sft_trainer(self.folder / "tiny", shown, self.folder / "sft", self.seed, self.recipe)
-        self.fit(trainer, "SFT on worked solutions", self.folder / "sft", "loss")
+        self.fit(trainer, "SFT on worked solutions", self.folder / "sft", "loss", "train")
         return _save(trainer, self.folder / "sft" / "final")
 
     def grpo(self) -> Path:
         """Learn from the reward alone."""
         trainer = grpo_trainer(self.folder / "sft" / "final", self.folder / "grpo", self.seed, self.recipe)
-        self.fit(trainer, "GRPO on the reward", self.folder / "grpo", "reward")
+        self.fit(trainer, "GRPO on the reward", self.folder / "grpo", "reward", "test")
         return _save(trainer, self.folder / "final")
 
-    def fit(self, trainer: Any, title: str, folder: Path, shown: str) -> None:
+    def fit(self, trainer: Any, title: str, folder: Path, metric: str, split: str) -> None:
         """Train to the end, from the newest checkpoint of the folder if it has one."""
         checkpoint = run_folder.latest_checkpoint(folder)
         done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
         self.progress.start(title, trainer.args.max_steps, done)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(run_folder.MetricsFile(folder))
-        trainer.add_callback(_Watch(self.progress, shown))
+        trainer.add_callback(_Watch(self.progress, metric, split))
         with interruptible() as stop:
             trainer.add_callback(stop)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        self.progress.finish()
         self.state.setdefault("curve", {})[folder.name] = [
             [entry["step"], entry["eval_success"]] for entry in trainer.state.log_history if "eval_success" in entry
         ]
@@ -287,7 +290,10 @@ def sft_trainer(model: Path, shown: Sequence[Episode], folder: Path, seed: int, 
         per_device_train_batch_size=min(64, len(shown)),
         **_common(folder, seed, recipe),
     )
-    return SFTTrainer(str(model), shown, args, eval_envs=ENVIRONMENT)
+    on_training_problems = dataclasses.replace(ENVIRONMENT, split="train")
+    trainer = SFTTrainer(str(model), shown, args, eval_envs=on_training_problems)
+    trainer.add_callback(_StopAtSuccess(recipe.sft_stop))
+    return trainer
 
 
 def grpo_trainer(
@@ -333,18 +339,30 @@ def _save(trainer: Any, folder: Path) -> Path:
     return folder
 
 
+class _StopAtSuccess(TrainerCallback):
+    """Ends training once an evaluation has solved enough."""
+
+    def __init__(self, success: float) -> None:
+        self.success = success
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        if metrics["eval_success"] >= self.success:
+            control.should_save = control.should_training_stop = True
+
+
 class _Watch(TrainerCallback):
     """Moves the bar with the Trainer's steps."""
 
-    def __init__(self, progress: Progress, shown: str) -> None:
-        self.progress, self.shown = progress, shown
+    def __init__(self, progress: Progress, metric: str, split: str) -> None:
+        self.progress = progress
+        self.shown = ((metric, metric, ".2f"), ("eval_success", split, ".0%"))
         self.notes: dict[str, str] = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress.update(state.global_step, "  ".join(self.notes.values()))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        for key, name, form in ((self.shown, self.shown, ".2f"), ("eval_success", "test", ".0%")):
+        for key, name, form in self.shown:
             if logs and key in logs:
                 self.notes[name] = f"{name} {logs[key]:{form}}"
 
@@ -358,12 +376,12 @@ def draw_curve(results: dict[str, Any], path: Path) -> None:
     recipe, test = results["recipe"], results["test"]
     figure = Figure(figsize=(9, 4.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    widths = [recipe["sft_steps"], recipe["grpo_steps"]]
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=[max(1, 0.6 * widths[0]), widths[1]])
-    blue, orange, gray = "#1f6fb4", "#e07b28", "#8a8f98"
-    left.plot(
-        *_points([[0, test["before"]], *results["curve"]["sft"]]), color=blue, marker="o", markersize=3.5, clip_on=False
-    )
+    warmed_up = [[0, 0.0], *results["curve"]["sft"]]
+    widths = [max(1, warmed_up[-1][0]), recipe["grpo_steps"]]
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=widths)
+    blue, green, orange, gray = "#1f6fb4", "#3f9142", "#e07b28", "#8a8f98"
+    left.plot(*_points(warmed_up), color=green, **_MARKERS, label="training problems, greedy")
+    left.legend(loc="upper left", frameon=False, fontsize=9)
     left.set_title(f"SFT on {recipe['demonstrations']} worked solutions", fontsize=11)
     rewards = results["curve"]["reward"]
     right.plot(range(1, len(rewards) + 1), rewards, color=orange, alpha=0.22, linewidth=0.8)
@@ -374,10 +392,8 @@ def draw_curve(results: dict[str, Any], path: Path) -> None:
     right.plot(
         *_points([[0, test["sft"]], *results["curve"]["grpo"]]),
         color=blue,
-        marker="o",
-        markersize=3.5,
-        clip_on=False,
-        label="test problems solved, greedy",
+        label="test problems, greedy",
+        **_MARKERS,
     )
     right.axhline(test["sft"], color=gray, linestyle="--", linewidth=1)
     right.annotate(f"after SFT {test['sft']:.0%}", (widths[1], test["sft"]), (0, -12), **_LABEL, color=gray)
@@ -396,6 +412,7 @@ def draw_curve(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
+_MARKERS: dict[str, Any] = {"marker": "o", "markersize": 3.5, "clip_on": False}
 _LABEL: dict[str, Any] = {
     **{"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 9},
     "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1},

@@ -47,6 +47,10 @@ class Progress:
             self._last_line = now
             self.console.print(f"{self._stage} {done}/{self._total} {note}".rstrip(), highlight=False)
 
+    def finish(self) -> None:
+        """The stage ends where it is."""
+        self._bars.update(self._task, total=self._bars.tasks[self._task].completed)
+
     def __enter__(self) -> "Progress":
         self._bars.start()
         return self

@@ -15,15 +15,17 @@ import pytest
 import torch
 
 from mrlm_envs.tasks import in_split
-from mrlm_train import demo, policy, run_folder
+from mrlm_train import demo, policy, run_folder, tiny
 from mrlm_train.environments import EnvPool
 from mrlm_train.rollout import training_tasks
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.timeout(900)  # whole demos: 25 s of CPU together, minutes where others want the cores as well
 MICRO = demo.Recipe(
     hidden_size=16,
     num_layers=1,
     demonstrations=16,
+    sft_stop=1.0,
     sft_steps=4,
     grpo_steps=4,
     grpo_problems=2,
@@ -84,7 +86,7 @@ def test_a_second_demo_in_the_same_folder_starts_afresh(
 
 
 def test_an_interrupted_demo_says_how_to_go_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(MICRO, grpo_steps=40, curve_steps=10)
+    recipe = dataclasses.replace(MICRO, grpo_steps=24, curve_steps=8)
     code = (
         "import sys; from mrlm_train import demo\n"
         f"recipe = demo.Recipe(**{dataclasses.asdict(recipe)!r})\n"
@@ -111,6 +113,17 @@ def test_an_interrupted_demo_says_how_to_go_on_and_ends_as_if_it_had_not_been(tm
     straight = demo.run(seed=1, output=tmp_path / "straight", recipe=recipe)
     assert resumed["curve"] == straight["curve"]
     assert resumed["samples"] == straight["samples"]
+
+
+def test_sft_ends_once_enough_training_problems_are_solved(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(MICRO, sft_stop=0.0, sft_steps=30)
+    model, tokenizer = tiny.build(hidden_size=16, num_layers=1)
+    model.save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    shown = demo.demonstrations(recipe, seed=0)
+    trainer = demo.sft_trainer(tmp_path / "tiny", shown, tmp_path / "sft", 0, recipe)
+    trainer.train()
+    assert trainer.state.global_step == recipe.curve_steps
 
 
 def test_resuming_where_no_demo_is_says_so(tmp_path: Path) -> None:
