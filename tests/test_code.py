@@ -330,6 +330,23 @@ def test_a_candidates_trick_with_asserts_gains_nothing():
     assert judge(Sandbox.shared(), task, "def f(x): return x + 1", Limits()).solved
 
 
+def test_a_verdict_does_not_depend_on_what_was_judged_before():
+    """The test asks about what it was answered; an odd answer must not change what the next program is asked."""
+    code = "x = f(1)\nassert f(x) == 3 and f(x + 1) == 4"
+    calls = "seen = []\ndef f(x):\n    seen.append(x)\n    return x + 1 if seen == [1, 2, 3][: len(seen)] else 'odd'"
+    for first in ("def f(x): return x + 100", "def f(x): return 2", calls):
+        test, right = Test(code=code + f"  # {first!r}"), "def f(x): return x + 1"
+        task = Problem("t", "", (test,), "f", reference=right, hosts={"f": "f"})
+        assert not judge(Sandbox.shared(), task, first, Limits()).solved or first == calls
+        assert judge(Sandbox.shared(), task, calls, Limits()).solved
+
+
+def test_an_object_of_the_programs_own_is_not_even_true():
+    task = Problem("t", "", (Test(code="assert f(1)"),), "f", hosts={"f": "f"})
+    assert not judge(Sandbox.shared(), task, "def f(x): return object()", Limits()).solved
+    assert judge(Sandbox.shared(), task, "def f(x): return True", Limits()).solved
+
+
 def test_a_test_that_expects_an_exception_is_not_passed_by_dying():
     code = "try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    raise AssertionError"
     anything = code.replace("ValueError", "Exception")

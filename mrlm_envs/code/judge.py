@@ -6,7 +6,6 @@ test is a fresh run whose whole output is compared here. An assert test is trust
 """
 
 import builtins
-import collections
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -181,51 +180,65 @@ def _lines(text: str) -> list[str]:
 
 
 def _judge_asserts(sandbox: Sandbox, problem: Problem, code: str, limits: Limits, run_all: bool) -> Verdict:
-    outcomes: list[Outcome] = []
-    with sandbox.open(limits) as program, sandbox.open_trusted(limits.memory_mb) as trusted:
-        hosts = {name: _proxy(program, function) for name, function in problem.hosts.items()}
-        trusted.post_load(problem.setup + _RUNNER, hosts)  # beside the program's loading
-        load = program.load(code, prelude=problem.prelude)
-        if load is not None:
-            return Verdict((), len(problem.tests), load)
-        for test in problem.tests:
-            if _goes_on(outcomes, test, run_all) and program.failure is None:
-                outcomes.append(_run_assert(program, trusted, hosts, problem, test))
-    return Verdict(tuple(outcomes), len(problem.tests))
+    foreseen = _foreseen(sandbox, problem, limits)
+    return _run_asserts(sandbox, problem, code, limits, run_all, foreseen)[0]
 
 
 _RUNNER = "\n\ndef _run_test(code):\n    exec(code, globals())\n"
-
-_asked: collections.OrderedDict[tuple[str, str], list[HostCall]] = collections.OrderedDict()
-"""What an assert test asked when it last ran, by its set-up and code: asked ahead the next time, in one go."""
-_MOST_ASKED = 4096
-
-
-def _run_assert(program: Program, trusted: Program, hosts: dict[str, Host], problem: Problem, test: Test) -> Outcome:
-    key = problem.setup, test.code
-    foreseen = _asked.get(key, [])
-    answers = program.calls((problem.hosts[name], args, kwargs) for name, args, kwargs in foreseen)
-    known = [(asked, answer) for asked, answer in zip(foreseen, answers) if program.failure is None]
-    further: list[HostCall] = []
-
-    def recorded(name: str, host: Host) -> Host:
-        def answer(args: list[Any], kwargs: dict[str, Any]) -> Answer:
-            further.append((name, args, kwargs))
-            return host(args, kwargs)
-
-        return answer
-
-    hosts = {name: recorded(name, host) for name, host in hosts.items()}
-    failure = trusted.call("_run_test", [test.code], hosts=hosts, known=known).failure
-    if further and not known:  # the same asks come every time, as far as they do not depend on the answers
-        _asked[key] = list(itertools.takewhile(_is_plain, further))[:_MOST_CALLS]
-        while len(_asked) > _MOST_ASKED:
-            _asked.popitem(last=False)
-    death = program.failure if further else None  # a call that was foreseen but never asked may kill it unpunished
-    return _assert_outcome(test, failure or death, death)
-
-
 _MOST_CALLS = 200
+_MOST_PROBLEMS = 4096
+
+Asked = dict[str, list[HostCall]]
+"""A test's code, and the calls that it makes."""
+_asked: dict[tuple[str, str], Asked] = {}
+
+
+def _foreseen(sandbox: Sandbox, problem: Problem, limits: Limits) -> Asked:
+    """What the tests ask of the reference solution. Asking it of every program ahead saves waiting for each question.
+
+    It comes from the reference alone, so that a verdict never depends on what was judged before.
+    """
+    key = problem.setup, problem.reference
+    if key not in _asked and problem.reference:
+        verdict, asked = _run_asserts(sandbox, problem, problem.reference, limits, False, {})
+        while len(_asked) >= _MOST_PROBLEMS:
+            _asked.pop(next(iter(_asked)), None)
+        _asked[key] = asked if verdict.solved else {}
+    return _asked.get(key, {})
+
+
+def _run_asserts(
+    sandbox: Sandbox, problem: Problem, code: str, limits: Limits, run_all: bool, foreseen: Asked
+) -> tuple[Verdict, Asked]:
+    """The verdict, and what the tests asked beyond what was foreseen."""
+    outcomes: list[Outcome] = []
+    asked: Asked = {}
+    with sandbox.open(limits) as program, sandbox.open_trusted(limits.memory_mb) as trusted:
+        current: list[HostCall] = []
+        hosts = {name: _proxy(program, name, function, current) for name, function in problem.hosts.items()}
+        trusted.post_load(problem.setup + _RUNNER, hosts)  # beside the program's loading
+        load = program.load(code, prelude=problem.prelude)
+        if load is not None:
+            return Verdict((), len(problem.tests), load), {}
+        for test in problem.tests:
+            if _goes_on(outcomes, test, run_all) and program.failure is None:
+                current.clear()
+                ahead = foreseen.get(test.code, [])
+                answers = program.calls((problem.hosts[name], args, kwargs) for name, args, kwargs in ahead)
+                known = [(call, answer) for call, answer in zip(ahead, answers) if program.failure is None]
+                failure = trusted.call("_run_test", [test.code], hosts=hosts, known=known).failure
+                death = program.failure if current else None  # a call that was foreseen but not asked may kill it
+                outcomes.append(_assert_outcome(test, failure or death, death))
+                asked[test.code] = list(itertools.takewhile(_is_plain, current))[:_MOST_CALLS]
+    return Verdict(tuple(outcomes), len(problem.tests)), asked
+
+
+def _proxy(program: Program, name: str, function: str, asked: list[HostCall]) -> Host:
+    def answer(args: list[Any], kwargs: dict[str, Any]) -> Answer:
+        asked.append((name, args, kwargs))
+        return program.call(function, args, kwargs)
+
+    return answer
 
 
 def _is_plain(call: HostCall) -> bool:
@@ -240,10 +253,6 @@ def _holds_opaque(value: Any) -> bool:
     if isinstance(value, list | tuple | set | frozenset):
         return any(map(_holds_opaque, value))
     return isinstance(value, Opaque)
-
-
-def _proxy(program: Program, name: str) -> Host:
-    return lambda args, kwargs: program.call(name, args, kwargs)
 
 
 def _assert_outcome(test: Test, failure: Failure | None, death: Failure | None) -> Outcome:

@@ -14,7 +14,7 @@ from mrlm_envs.sandbox import values
 from mrlm_envs.sandbox.launch import LaunchFailed, Process, Slot
 from mrlm_envs.sandbox.results import Answer, Failure, Limits
 
-MAX_FRAME = 16 << 20
+MAX_FRAME = 4 << 20
 _SLICE_S = 0.05
 _MAX_FILES = 1000
 _START_S = 20.0

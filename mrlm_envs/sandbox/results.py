@@ -52,7 +52,7 @@ class Failure:
 
     Attributes:
         kind: "exception", "exit" (the program ended its process), "timeout", "crash" (a signal), "disk", "too_large"
-            (a value of over 16 MiB), "protocol" (the program wrote to the judge's channel).
+            (a value of over 4 MiB), "protocol" (the program wrote to the judge's channel).
         type: The exception's type name, as the program gave it; empty for the other kinds.
         message: One line; the program's own words when it is an exception. Untrusted: escape before showing.
         trace: Traceback lines within the program, ending with the message. Untrusted too.

@@ -41,6 +41,9 @@ class Opaque:
     def __eq__(self, other: object) -> bool:
         return False
 
+    def __bool__(self) -> bool:
+        raise TypeError(f"a {self.type_name} object of the program has no truth value here")
+
     def __repr__(self) -> str:
         return f"<{self.type_name} object>"
 
