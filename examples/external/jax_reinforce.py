@@ -5,8 +5,8 @@
     python jax_reinforce.py --address 127.0.0.1:50051
 
 The policy is a small network that reads the two digits of "What is 4 + 6?" and chooses one of the nineteen possible
-answers; it starts at one in nineteen and ends above nine in ten. Everything goes through `mrlm/Remote-v0`: one call for each
-batch of episodes begun, one for each batch answered.
+answers; it starts at one in nineteen and ends above nine in ten. Everything goes through `mrlm/Remote-v0`: one call
+for each batch of episodes begun, one for each batch answered.
 """
 
 import argparse
