@@ -111,10 +111,8 @@ class Setting:
         model, tokenizer = tiny.build(0, *workload.shape)
         tokenizer.add_tokens([CALL, LAST])
         # the tool's schema would make the prompt of one contender longer
-        template = tiny.CHAT_TEMPLATE.replace("{%- if tools %}", "{%- if false %}").replace(
-            "(tools and ", "(false and "
-        )
-        tokenizer.chat_template = template
+        template = tiny.CHAT_TEMPLATE.replace("{%- if tools %}", "{%- if false %}")
+        tokenizer.chat_template = template.replace("(tools and ", "(false and ")
         tokenizer.response_template = qwen3_template
         if device.type == "cuda":
             shape = {"hidden_size": 1024, "num_hidden_layers": 28, "intermediate_size": 3072, "head_dim": 128}
@@ -251,10 +249,11 @@ def trl(setting: Setting, with_environments: bool, delay: float) -> Callable[[in
 
     # one turn is bounded by the workload; the completion's length is a limit only where TRL reads it as one
     args = plain_config(setting, "unused", max_steps=1, max_completion_length=load.turns * (load.turn[1] + 24))
-    extra: dict[str, Any] = {"environment_factory": Environment} if with_environments else {"rollout_func": loop}
+    extra: dict[str, Any] = {"rollout_func": loop, "reward_funcs": reward}
+    if with_environments:
+        extra = {"environment_factory": Environment}
     trainer: Any = PlainTrainer(
         model=setting.model,
-        reward_funcs=[] if with_environments else [reward],
         args=args,
         train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": ""}], "seed": 0}] * load.episodes),
         processing_class=setting.tokenizer,

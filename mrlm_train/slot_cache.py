@@ -86,6 +86,7 @@ class _Window:
     places_BT: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     leading: bool = False  # the rows are 0, 1, 2, …: read without a copy
     seen: int = 0
+    indices: dict[int, torch.Tensor] = field(default_factory=dict)  # of what is written, by number of heads
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -112,7 +113,10 @@ class _SlotLayer(CacheLayerMixin):
         """Write the new (B, H, T, D) states to their places; return all the rows hold, (B, H, L, D)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        index = self._index(self.window.rows_B, self.window.places_BT)
+        heads, indices = key_states.shape[1], self.window.indices
+        if heads not in indices:  # the first layer of a pass works it out for all
+            indices[heads] = self._index(self.window.rows_B, self.window.places_BT)
+        index = indices[heads]
         return self._write(self.keys, index, key_states), self._write(self.values, index, value_states)
 
     def _write(self, buffer: torch.Tensor, index: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
@@ -181,6 +185,7 @@ class SlotModel:
         window, device = self.window, self.model.device
         places_BT = first[:, None] + np.arange(ids_BT.shape[1])
         window.seen = int(places_BT.max()) + 1
+        window.indices.clear()
         self.fit(window.seen)
         if device.type == "cuda":  # fused attention kernels want aligned masks
             window.seen = min(-(-window.seen // 16) * 16, window.width)

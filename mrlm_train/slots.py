@@ -201,7 +201,8 @@ class _Run:
         self.context[rows, length], self.log_probs[rows, count] = ids, log_probs_B.cpu().numpy()
         self.cached[rows], self.length[rows] = length, length + 1
         self.sampled += len(rows)
-        for row in rows[np.isin(ids, self.sampling.stop_ids) | (count + 1 >= self.budget[rows])].tolist():
+        ended = np.array([token in self.sampling.stop_ids for token in ids.tolist()])
+        for row in rows[ended | (count + 1 >= self.budget[rows])].tolist():
             turn = self.context[row, self.start[row] : self.length[row]].tolist()
             self.turns[row] += 1
             self.conversations[row].submit(turn, self.log_probs[row, : len(turn)].tolist())
