@@ -25,15 +25,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:
-        print("mrlm: interrupted", file=sys.stderr)
+        _report("interrupted", 130)
         return 130
     except BrokenPipeError:
         return 0
     except Exception as error:
         if os.environ.get("MRLM_TRACEBACK"):
             raise
-        print(f"mrlm: {_one_line(error)}", file=sys.stderr)
+        _report(_one_line(error), 1)
         return 1
+
+
+def _report(text: str, code: int) -> None:
+    rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
+    if rank is not None and world != "1":  # one of several processes of a training
+        from mrlm_train import processes
+
+        if processes.report(text, code):
+            return
+        text = f"process {rank} of {world}: {text}"
+    print(f"mrlm: {text}", file=sys.stderr)
 
 
 def _one_line(error: Exception) -> str:
@@ -168,9 +179,16 @@ def _train(args: argparse.Namespace) -> int:
     from mrlm_train import config
 
     run = config.load(args.config, args.overrides, args.output)
+    from mrlm_train import processes
+
+    if processes.must_start(run):
+        given = {"--config": [args.config], "--output": [args.output], "--resume": [args.resume]}
+        parts = [(flag, value) for flag, values in (given | {"--set": args.overrides}).items() for value in values]
+        return processes.start(run, ["train", *(part for pair in parts if pair[1] is not None for part in pair)])
     from mrlm_train import training  # takes seconds, which a fault in the file need not wait for
 
     training.run(run, resume=args.resume)
+    processes.leave()
     return 0
 
 

@@ -86,9 +86,15 @@ class DistributedSection:
     Attributes:
         enabled: False ignores the rest of the section.
         strategy: "ddp", "fsdp" or "deepspeed"; at one process it changes nothing, and the run says so.
-        num_processes: default: the visible GPUs, or 1.
+        num_processes: of all machines together; default: the visible GPUs of each, or 1.
         mixed_precision: "no", "bf16" or "fp16".
         gradient_accumulation_steps: of `TrainingArguments`.
+        config_file: an Accelerate configuration in place of `launch/<strategy>.yaml`: a path, or the name of one in
+            `launch/` (`fsdp_offload.yaml`).
+        num_machines: each of them runs the same command.
+        machine_rank: which one this is, from 0.
+        main_process_ip: address of machine 0.
+        main_process_port: a free port of machine 0; on a single machine one is found.
     """
 
     enabled: bool = True
@@ -96,6 +102,11 @@ class DistributedSection:
     num_processes: int | None = None
     mixed_precision: str | None = None
     gradient_accumulation_steps: int | None = None
+    config_file: str | None = None
+    num_machines: int = 1
+    machine_rank: int = 0
+    main_process_ip: str | None = None
+    main_process_port: int | None = None
 
 
 @dataclass(frozen=True)
@@ -200,10 +211,7 @@ def check(raw: dict[str, Any], where: str = "config", path: str = "") -> RunConf
     distributed = None
     if "distributed" in raw:
         distributed = _section(DistributedSection, _mapping(raw, "distributed", where), where, "distributed")
-        if distributed.strategy not in STRATEGIES:
-            raise ConfigError(
-                f"{where}: distributed.strategy {distributed.strategy!r} is not one of {', '.join(STRATEGIES)}"
-            )
+        _check_distributed(distributed, f"{where}: distributed")
     eval_envs = _environments(raw, "eval_envs", where)
     envs = _environments(raw, "envs", where) or eval_envs
     name = _typed(raw.get("experiment_name", "mrlm"), str, f"{where}: experiment_name")
@@ -229,6 +237,21 @@ def check(raw: dict[str, Any], where: str = "config", path: str = "") -> RunConf
         early_stopping_patience=patience,
         raw=raw,
     )
+
+
+def _check_distributed(section: DistributedSection, where: str) -> None:
+    if section.strategy not in STRATEGIES:
+        raise ConfigError(f"{where}.strategy {section.strategy!r} is not one of {', '.join(STRATEGIES)}")
+    for name in ("num_processes", "num_machines"):
+        if (value := getattr(section, name)) is not None and value < 1:
+            raise ConfigError(f"{where}.{name} must be at least 1, got {value}")
+    machines = section.num_machines
+    if section.num_processes is not None and section.num_processes % machines:
+        raise ConfigError(f"{where}.num_processes {section.num_processes} is not a multiple of num_machines {machines}")
+    if not 0 <= section.machine_rank < machines:
+        raise ConfigError(f"{where}.machine_rank must be 0 to {machines - 1}, got {section.machine_rank}")
+    if machines > 1 and section.main_process_ip is None:
+        raise ConfigError(f"{where}.main_process_ip is missing: the address of machine 0, for {machines} machines")
 
 
 def _check_stages(raw: dict[str, Any], where: str, path: str) -> RunConfig:

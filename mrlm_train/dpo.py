@@ -193,10 +193,10 @@ def _own_groups(model: Any, chat: Chat, envs: EnvLike | Iterable[EnvLike], args:
         rollout.max_invalid_share = args.max_invalid_share
         requests = group_requests(pool, args.num_tasks, args.num_generations, args.seed)
         size = args.num_generations
-        mine = [r for i, r in enumerate(requests) if i // size % args.world_size == args.process_index]
-        played = rollout.run(mine)
-    shared = [gather_object(played)]
-    broadcast_object_list(shared)  # every process trains on the same pairs, in the same order
+        mine = [i for i in range(len(requests)) if i // size % args.world_size == args.process_index]
+        played = gather_object(list(zip(mine, rollout.run([requests[i] for i in mine]), strict=True)))
+    shared = [[episode for _, episode in sorted(played, key=lambda pair: pair[0])]]
+    broadcast_object_list(shared)  # every process trains on the same pairs, in the order in which one would play them
     return shared[0]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 
-from mrlm_train import run_folder, tiny
+from mrlm_train import processes, run_folder, tiny
 from mrlm_train.config import ALGORITHMS, ConfigError, EnvSection, RunConfig, config_class
 from mrlm_train.environments import EnvEntry
 from mrlm_train.policy import load_model, load_tokenizer, weight_dtype
@@ -39,11 +39,15 @@ def run(config: RunConfig, resume: str | None = None) -> Path:
         ConfigError: If a setting does not fit, in one line.
         Interrupted: After Ctrl-C, when the checkpoint is on disk.
     """
+    processes.join(config)
+    if config.distributed is not None and processes.world_size() == 1:
+        _say(f"distributed.strategy {config.distributed.strategy}: one process, so it changes nothing")
     if not config.stages:
         return _run_stage(config, resume)
     if resume not in (None, "latest"):
         raise ConfigError(f"--resume {resume}: with stages only --resume latest; each stage finds its own checkpoint")
-    run_folder.write_config(Path(config.output_dir), config.raw)
+    if processes.is_main():
+        run_folder.write_config(Path(config.output_dir), config.raw)
     model: Path | None = None
     for number, stage in enumerate(config.stages, start=1):
         final = Path(stage.output_dir) / "final"
@@ -73,11 +77,12 @@ def _run_stage(config: RunConfig, resume: str | None) -> Path:
     earlier = run_folder.latest_checkpoint(folder)
     if resume is None and earlier is not None:
         raise ConfigError(f"{earlier} is of an earlier run: go on with it (--resume latest) or take another --output")
-    _check_processes(config)
     args = _arguments(config)
-    path = _model_path(config, folder)
+    processes.check_alike(config, args)
+    with args.main_process_first(local=False, desc="the toy policy"):
+        path = _model_path(config, folder)
     trainer = _trainer(config, args, path)
-    _check_strategy(config, trainer)
+    trainer.add_callback(StrategyCheck(config, trainer))
     is_main = trainer.accelerator.is_main_process
     if is_main:
         run_folder.write_config(folder, config.raw)
@@ -117,41 +122,18 @@ def _checkpoint(folder: Path, resume: str | None) -> Path | None:
     return found
 
 
-def _check_processes(config: RunConfig) -> None:
-    """Say what a single process makes of `distributed:`, and refuse a number of processes nobody started."""
-    if config.distributed is None:
-        return
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    asked = config.distributed.num_processes or max(torch.cuda.device_count(), 1)
-    if asked != world:
-        launch = f"accelerate launch --num_processes {asked} mrlm_train/{config.algorithm}.py --config {config.path}"
-        raise ConfigError(f"distributed asks for {asked} processes and {world} runs; start it with: {launch}")
-    if world == 1:
-        _say(f"distributed.strategy {config.distributed.strategy}: one process, so it changes nothing")
-
-
-def _check_strategy(config: RunConfig, trainer: Any) -> None:
-    """Refuse to go on when what Accelerate started is not what was asked: it changes strategies in silence."""
-    if config.distributed is None or trainer.accelerator.num_processes == 1:
-        return
-    started = str(trainer.accelerator.distributed_type.value).lower().removeprefix("multi_")
-    found = started if started in ("fsdp", "deepspeed") else "ddp"
-    if found != config.distributed.strategy:
-        raise ConfigError(f"distributed.strategy is {config.distributed.strategy}, Accelerate started {found}")
-
-
 def _arguments(config: RunConfig) -> Any:
     """The algorithm's TrainingArguments."""
     values = dict(config.arguments)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
     if config.batch_size is not None:
-        values |= _batch(config.batch_size, world, values)
+        values |= _batch(config.batch_size, processes.world_size(), values)
     values.setdefault("logging_steps", 1)
     values.setdefault("report_to", "none")
     if config.eval_envs and "eval_steps" in values:
         values.setdefault("eval_strategy", "steps")
     if not torch.cuda.is_available():
-        values.setdefault("use_cpu", True)
+        # Accelerate starts no DeepSpeed on what it is told is a CPU; DeepSpeed finds the CPU by itself
+        values.setdefault("use_cpu", os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true")
     elif config.model.dtype in ("float16", "fp16") and not values.get("bf16"):
         values.setdefault("fp16", True)  # weights stay fp32, autocast computes in fp16
     if config.model.chat_template_kwargs:
@@ -291,12 +273,27 @@ def _save(config: RunConfig, trainer: Any, final: Path) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
+class StrategyCheck(TrainerCallback):
+    """When the Trainer has prepared the model: refuse to go on if the strategy is not what was asked."""
+
+    def __init__(self, config: RunConfig, trainer: Any) -> None:
+        self.config, self.trainer = config, trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `processes.check_strategy`."""
+        processes.check_strategy(self.config, self.trainer)
+
+
 class StopAtStepEnd(TrainerCallback):
-    """On Ctrl-C: finish the step, write a checkpoint, stop."""
+    """On Ctrl-C: finish the step, write a checkpoint, stop; all processes at the same step."""
 
     is_set = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.world_size > 1:
+            heard = torch.tensor(float(self.is_set), device=args.device)
+            torch.distributed.all_reduce(heard)
+            self.is_set = bool(heard.item())
         if self.is_set:
             control.should_save = True
             control.should_training_stop = True
@@ -324,4 +321,5 @@ def interruptible() -> Iterator[StopAtStepEnd]:
 
 
 def _say(text: str) -> None:
-    print(f"mrlm: {text}", file=sys.stderr, flush=True)
+    if processes.is_main():
+        print(f"mrlm: {text}", file=sys.stderr, flush=True)
