@@ -41,7 +41,7 @@ from trl.trainer.grpo_config import GRPOConfig as PlainConfig
 from trl.trainer.grpo_trainer import GRPOTrainer as PlainTrainer
 
 from mrlm_envs.core import Opening, Options, Reply, TextEnv
-from mrlm_train import policy, rollout, slot_cache, slots, tiny
+from mrlm_train import plays, policy, rollout, slot_cache, slots, tiny
 from mrlm_train.chat import Chat
 from mrlm_train.generate import Sampling
 from mrlm_train.grpo import GRPOConfig, GRPOTrainer
@@ -465,9 +465,9 @@ def stopwatches(device: torch.device) -> Iterator[dict[str, float]]:
     watch(slot_cache.SlotModel, "forward", lambda _, rows, ids, *__: "decode" if ids.shape[1] == 1 else "prefill")
     watch(slot_cache.SlotModel, "copy", lambda *_: "copying slots")
     watch(slots, "sample_tokens", lambda *_: "drawing tokens")
-    watch(rollout._Play, "poll", lambda *_: "environments and text")
-    watch(rollout._Play, "submit", lambda *_: "environments and text")
-    watch(rollout._Play, "__init__", lambda *_: "environments and text")
+    watch(plays.Play, "poll", lambda *_: "environments and text")
+    watch(plays.Play, "submit", lambda *_: "environments and text")
+    watch(plays.Play, "__init__", lambda *_: "environments and text")
     try:
         yield spent
     finally:

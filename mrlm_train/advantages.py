@@ -7,7 +7,7 @@ everything passes through them, and nothing on them is ever read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -142,3 +142,22 @@ def value_loss(
         near_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip, clip)
         error_BT = torch.maximum(error_BT, (near_BT - returns_BT).square())
     return 0.5 * torch.where(mask_BT.bool(), error_BT, torch.zeros_like(error_BT)).sum()
+
+
+def update_baselines(baselines: dict[str, float], returns: Iterable[tuple[str, float]], decay: float) -> None:
+    """Move the running mean return of each seat of a game towards the latest returns (SPIRAL, arXiv:2506.24119).
+
+    SPIRAL's b ← α b + (1 − α) R, once an episode; here the episodes of a batch have no order: for n of them
+    b ← αⁿ b + (1 − αⁿ) mean(R). A seat's first batch is its baseline.
+
+    Args:
+        baselines: by seat; changed in place.
+        returns: `(seat, return)` of each episode.
+        decay: α.
+    """
+    latest: dict[str, list[float]] = {}
+    for seat, value in returns:
+        latest.setdefault(seat, []).append(value)
+    for seat, values in latest.items():
+        mean, kept = sum(values) / len(values), decay ** len(values)
+        baselines[seat] = kept * baselines[seat] + (1 - kept) * mean if seat in baselines else mean

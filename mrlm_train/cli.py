@@ -76,6 +76,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--world-model", metavar="FILE", help="instead: ask the model for the observations of the episodes in a file"
     )
+    text = "who plays an agent of a PettingZoo game: past, a model folder or module:function; the policy by default"
+    evaluate.add_argument("--agent", action="append", default=[], metavar="NAME=PLAYER", help=text)
     evaluate.add_argument("--num-episodes", type=_positive, default=200, help="episodes; seeds 0 to N-1")
     evaluate.add_argument("--split", default="test", choices=("train", "test", "all"), help="which tasks")
     evaluate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
@@ -153,15 +155,19 @@ def _positive(text: str) -> int:
 
 
 def _env_kwargs(settings: Sequence[str]) -> dict[str, Any]:
+    return _settings("--env-arg", settings)
+
+
+def _settings(flag: str, settings: Sequence[str]) -> dict[str, Any]:
     import yaml
 
-    kwargs: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name:
-            raise ValueError(f"--env-arg {setting}: expected NAME=VALUE")
-        kwargs[name] = yaml.safe_load(text)
-    return kwargs
+            raise ValueError(f"{flag} {setting}: expected NAME=VALUE")
+        found[name] = yaml.safe_load(text)
+    return found
 
 
 def _needs_trainers() -> None:
@@ -216,7 +222,7 @@ def _eval(args: argparse.Namespace) -> int:
         if not given and trained_on.get(env_id):
             kwargs = trained_on[env_id]
             print(f"{env_id} with the arguments the model was trained on: {json.dumps(kwargs)}", file=sys.stderr)
-        envs.append(EnvEntry(env_id, kwargs=kwargs))
+        envs.append(EnvEntry(env_id, kwargs=kwargs, agents=_settings("--agent", args.agent) or None))
     sampling = Sampling(
         temperature=args.temperature,
         max_turn_tokens=args.max_turn_tokens,

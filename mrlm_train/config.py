@@ -114,13 +114,16 @@ class EnvSection:
     """One entry of `envs` or `eval_envs`.
 
     Attributes:
-        id: what `gymnasium.make` takes; a short name (`math`) stands for `mrlm/Math-v0`.
+        id: what `gymnasium.make` takes; a short name (`math`) stands for `mrlm/Math-v0`. `module:function` makes a
+            PettingZoo environment, a game of several agents.
         kwargs: arguments of the environment.
         weight: share of the episodes, relative to the other entries.
         split: "train", "test" or "all"; by default train in `envs`, test in `eval_envs`.
         address: `host:port` of `mrlm serve`, or several.
         wrappers: `module:Class` names.
         reward: `module:function`, called `(messages, reward, info) -> reward`.
+        agents: who plays each agent of a game: `policy`, `past`, a model folder or Hub name, `module:function`, or
+            `{policy: past or a folder, refresh_every: steps}`; see `mrlm_train.players`.
     """
 
     id: str = ""
@@ -130,6 +133,7 @@ class EnvSection:
     address: str | list[str] | None = None
     wrappers: list[str] = field(default_factory=list)
     reward: str | None = None
+    agents: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Which environments to act in, and a pool of their instances, stepped off the decoding thread.
 
 Any Gymnasium environment whose observations and actions are text will do: `mrlm/*`, a third party's, a remote one.
+And any PettingZoo environment of text (a *game*), AEC or parallel, with `agents` saying who plays which seat.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from gymnasium.spaces import Text
 
 from mrlm_envs.core import TextEnv
 from mrlm_envs.spaces import Unicode
+from mrlm_train.players import Player, seat
 
 RewardFunction = Callable[[list[dict[str, Any]], float, dict[str, Any]], float]
 
@@ -34,7 +36,8 @@ class EnvEntry:
     """One environment of a run, as an `envs:` list names it.
 
     Attributes:
-        id: what `gymnasium.make` takes (`mrlm/Math-v0`, `my_package:My/Env-v0`), or the name of `make`.
+        id: what `gymnasium.make` takes (`mrlm/Math-v0`, `my_package:My/Env-v0`), `module:function` of a function that
+            makes a PettingZoo environment, or the name of `make`.
         kwargs: keyword arguments of the environment.
         weight: share of the episodes, relative to the other entries.
         split: "train", "test" or "all", passed on where the environment knows splits; None leaves its default.
@@ -42,6 +45,7 @@ class EnvEntry:
         wrappers: `module:Class` names or classes, applied in order.
         reward: `module:function` or a function `(messages, reward, info) -> reward` that replaces each step's reward.
         make: a factory called with `kwargs` in place of `gymnasium.make` (or an `EnvSpec`).
+        agents: who plays which seat of a PettingZoo environment, by agent name; see `players`.
     """
 
     id: str
@@ -51,11 +55,14 @@ class EnvEntry:
     address: str | None = None
     wrappers: tuple[str | Callable[[gymnasium.Env], gymnasium.Env], ...] = ()
     reward: str | RewardFunction | None = None
-    make: EnvSpec | Callable[..., gymnasium.Env] | None = None
+    make: EnvSpec | Callable[..., Any] | None = None
+    agents: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise ValueError(f"environment {self.id}: weight must be above 0, got {self.weight}")
+        if self.agents is not None and not isinstance(self.agents, Mapping):
+            raise ValueError(f"environment {self.id}: agents must map agent names to players, got {self.agents!r}")
         object.__setattr__(self, "wrappers", tuple(self.wrappers))
 
     @classmethod
@@ -90,11 +97,65 @@ class EnvEntry:
         has_own = self.split is not None or "split" in self.kwargs
         return self if has_own or not self._knows_splits() else replace(self, split=split)
 
-    def build(self) -> gymnasium.Env:
-        """A fresh environment.
+    @cached_property
+    def is_game(self) -> bool:
+        """Whether it is an environment of several agents (PettingZoo's)."""
+        if self.agents is not None or self.make is not None or self.address is not None:
+            return self.agents is not None
+        module, _, name = self.id.rpartition(":")
+        if not module or not name.isidentifier():
+            return False
+        try:
+            made_by = getattr(importlib.import_module(module), name, None)
+        except ImportError:
+            return False  # `build` says what is wrong with the id
+        return callable(made_by) and not (inspect.isclass(made_by) and issubclass(made_by, gymnasium.Env))
+
+    def build(self) -> Any:
+        """A fresh environment: Gymnasium's, or for a game PettingZoo's.
 
         Errors: ValueError or TypeError in one line that names the environment.
         """
+        return self._build_game() if self.is_game else self._build_single()
+
+    def _build_game(self) -> Any:
+        if self.address is not None:
+            raise ValueError(f"environment {self.id}: a game of several agents runs in this process; remove address")
+        make = self.make
+        if make is None and ":" not in self.id:
+            raise ValueError(f"environment {self.id}: agents are for PettingZoo environments, named module:function")
+        kwargs = self.kwargs if self.split is None else {**self.kwargs, "split": self.split}
+        try:
+            env: Any = (_import(self.id) if make is None else make)(**kwargs)  # type: ignore[operator]
+            for wrapper in self.wrappers:
+                env = (_import(wrapper) if isinstance(wrapper, str) else wrapper)(env)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f'environment {self.id}: {error.name} is not installed; for PettingZoo: pip install "mrlm[debate]"'
+            ) from None
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"environment {self.id}: {error}") from error
+        if not getattr(env, "possible_agents", None):
+            raise TypeError(f"environment {self.id}: {type(env).__name__} is no PettingZoo environment of named agents")
+        try:
+            self.players(env)
+        except ValueError as error:
+            raise ValueError(f"environment {self.id}: {error}") from None
+        for agent in env.possible_agents:
+            spaces = {"observation": env.observation_space(agent), "action": env.action_space(agent)}
+            for what, space in spaces.items():
+                if not isinstance(space, Text):
+                    raise TypeError(
+                        f"environment {self.id}: the {what} space of {agent!r} is {space}, not text; wrap it into one "
+                        "that is"
+                    )
+        return env
+
+    def players(self, game: Any) -> dict[str, Player]:
+        """Who plays each agent of a game."""
+        return seat(self.agents or {}, game.possible_agents)
+
+    def _build_single(self) -> gymnasium.Env:
         kwargs = dict(self.kwargs)
         if self.split is not None:
             kwargs["split"] = self.split
@@ -133,7 +194,12 @@ class EnvEntry:
         if self.id.startswith("mrlm/") or self.address is not None:
             return True
         creator: Any = self.make
-        if not callable(creator) or isinstance(creator, EnvSpec):
+        if self.is_game:
+            try:
+                creator = _import(self.id) if creator is None else creator
+            except ValueError:
+                return False
+        elif not callable(creator) or isinstance(creator, EnvSpec):
             try:
                 spec = creator if isinstance(creator, EnvSpec) else self._registered()
             except (gymnasium.error.Error, ImportError):
@@ -158,8 +224,10 @@ class EnvEntry:
     def group_id(self, seed: int, options: Mapping[str, Any]) -> str:
         """The common id of episodes of this environment with these kwargs, seed and options."""
         parts = [self.id, str(seed)]
-        if self.record or options:
-            parts.append(_digest(self._record_text + _json(dict(options))))
+        if self.record or options or self.agents:
+            parts.append(
+                _digest(self._record_text + _json(dict(options)) + (_json(self.agents) if self.agents else ""))
+            )
         return "/".join(parts)
 
     @cached_property
@@ -175,7 +243,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-EnvLike = EnvEntry | EnvSpec | str | Mapping[str, Any] | Callable[..., gymnasium.Env]
+EnvLike = EnvEntry | EnvSpec | str | Mapping[str, Any] | Callable[..., Any]
 
 
 def entries(envs: EnvLike | Iterable[EnvLike]) -> list[EnvEntry]:
@@ -213,31 +281,38 @@ class EnvPool:
         """Makes one instance of each entry, so that a bad id or argument shows at once."""
         self.envs = envs
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="mrlm-env")
-        self._idle: dict[int, list[gymnasium.Env]] = defaultdict(list)
+        self._idle: dict[int, list[Any]] = defaultdict(list)
         self._pace: dict[tuple[int, str], float] = {}  # seconds: the slowest recent call of its kind, decaying
         self._lock = threading.Lock()
         self.rewards = [_import(e.reward) if isinstance(e.reward, str) else e.reward for e in envs]
         for index, entry in enumerate(envs):
             self._idle[index].append(entry.build())
-        self._sizes = [getattr(self._idle[index][0].unwrapped, "num_tasks", None) for index in range(len(envs))]
+        first = [self._idle[index][0] for index in range(len(envs))]
+        self._sizes = [getattr(env.unwrapped, "num_tasks", None) for env in first]
+        self.players = [entry.players(env) if entry.is_game else {} for entry, env in zip(envs, first, strict=True)]
 
     def num_tasks(self, index: int) -> int | None:
         """Size of a finite task source, None for an endless one."""
         return self._sizes[index]
 
-    def take(self, index: int) -> gymnasium.Env:
+    def seats(self, index: int) -> int:
+        """How many agents of an episode are the policy: 1, or those of a game that it plays."""
+        players = self.players[index]
+        return sum(player.trains for player in players.values()) if players else 1
+
+    def take(self, index: int) -> Any:
         """An idle instance of entry `index`, or a new one."""
         with self._lock:
             if self._idle[index]:
                 return self._idle[index].pop()
         return self.envs[index].build()
 
-    def give(self, index: int, env: gymnasium.Env) -> None:
+    def give(self, index: int, env: Any) -> None:
         """Hand an instance back for the next episode."""
         with self._lock:
             self._idle[index].append(env)
 
-    def drop(self, env: gymnasium.Env) -> None:
+    def drop(self, env: Any) -> None:
         """Close an instance that failed, on a thread: closing may fail or hang as well."""
         self._threads.submit(env.close)
 

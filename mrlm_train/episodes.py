@@ -42,7 +42,8 @@ class Episode:
             where the engine gives none.
         turn_rewards: reward of each turn; a reward that arrives before the agent's next turn belongs to its last.
         turn_ends: index in `completion_ids` of the last sampled token of each turn.
-        success: the task was solved; None where the environment does not say.
+        success: the task was solved; None where the environment does not say. In a game that does not: the agent's
+            return is above all others'.
         valid: False when the environment failed, not the agent: leave the episode out of everything.
         terminated: the task ended by its own rules.
         truncated: an outside limit ended it. Never both.
@@ -77,6 +78,11 @@ class Episode:
     tokenizer_hash: str | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def seat(self) -> str:
+        """What statistics are kept by: the environment, and in a game of several agents the agent."""
+        return self.env_id if self.agent is None else f"{self.env_id}/{self.agent}"
 
     @property
     def reward(self) -> float:

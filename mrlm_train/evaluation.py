@@ -9,6 +9,7 @@ from typing import Any
 from mrlm_train.environments import EnvLike, entries
 from mrlm_train.episodes import Episode
 from mrlm_train.generate import Sampling
+from mrlm_train.opponents import Opponents
 from mrlm_train.policy import Policy
 from mrlm_train.rollout import Request, Rollout, check_validity
 
@@ -52,12 +53,13 @@ def evaluation_rollout(
     split: str | None = "test",
     sampling: Sampling = GREEDY,
     threads: int = 16,
+    opponents: Opponents | None = None,
 ) -> Rollout:
     """A rollout on `split` that never stops for invalid episodes: the summary counts them."""
     listed = entries(envs)
     if split is not None:
         listed = [entry.on_split(split) for entry in listed]
-    return Rollout(policy, listed, sampling, threads, max_invalid_share=1.0)
+    return Rollout(policy, listed, sampling, threads, max_invalid_share=1.0, opponents=opponents)
 
 
 def require_valid(episodes: Sequence[Episode]) -> None:
@@ -82,13 +84,13 @@ def summary(episodes: Sequence[Episode]) -> dict[str, Any]:
     """What episodes add up to, as JSON values; invalid ones are only counted.
 
     Returns: `n`, `invalid`, `reward`, `reward_interval`, `success` and `success_interval` (95 %; None where no
-    environment says), `turns`, `tokens` (sampled, mean an episode), `stop_reasons`, and with several environments
-    `environments`: the same for each.
+    environment says), `turns`, `tokens` (sampled, mean an episode), `stop_reasons`, and with several environments, or
+    several agents of a game, `environments`: the same for each (`success` of an agent is its share of wins).
     """
     result = _sums(episodes)
-    names = list(dict.fromkeys(episode.env_id for episode in episodes))
+    names = list(dict.fromkeys(episode.seat for episode in episodes))
     if len(names) > 1:
-        result["environments"] = {name: _sums([e for e in episodes if e.env_id == name]) for name in names}
+        result["environments"] = {name: _sums([e for e in episodes if e.seat == name]) for name in names}
     return result
 
 

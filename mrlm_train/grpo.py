@@ -9,6 +9,10 @@ scores them within their group and takes the clipped policy gradient on the toke
 budget of an episode after its prompt, `num_train_epochs` counts passes over finite task sources and batches of endless
 ones.
 
+Self-play: in a game of several agents every seat of the policy is an episode, and is measured against the running mean
+of its seat's returns (SPIRAL, Liu et al., 2025, arXiv:2506.24119). A group's mean is wrong there: both sides of a
+zero-sum game are in it.
+
 Also a script: `accelerate launch mrlm_train/grpo.py --config my.yaml`.
 """
 
@@ -28,10 +32,13 @@ from datasets import Dataset
 from trl.trainer import grpo_config as trl_grpo_config
 
 from mrlm_train import episodes as episode_store
+from mrlm_train.advantages import update_baselines
 from mrlm_train.chat import Chat
 from mrlm_train.environments import EnvLike, EnvPool, entries
 from mrlm_train.episodes import Episode, groups
 from mrlm_train.evaluation import summary
+from mrlm_train.games import one_a_row, row_shares
+from mrlm_train.opponents import PastOpponents
 from mrlm_train.policy import Policy, resolve
 from mrlm_train.rollout import Request, Rollout, check_validity, training_tasks
 from mrlm_train.trl_hooks import (
@@ -57,15 +64,19 @@ class GRPOConfig(RolloutArguments, trl_grpo_config.GRPOConfig):
         dynamic_sampling: rounds in which groups whose rewards are all equal, and so teach nothing, are replaced by
             groups of other tasks (DAPO, arXiv:2503.14476); 0 is off.
         top_groups: share of the groups, those whose rewards vary most, that enter the loss (GRL); 1 keeps all.
+        baseline_decay: of a game's baselines, one for each environment and agent: how much an episode leaves of them.
     """
 
     bf16: bool | None = field(default=None, metadata={"help": "None: on where there is a GPU."})
     gradient_checkpointing: bool | None = field(default=None, metadata={"help": "None: on where there is a GPU."})  # type: ignore[assignment]
     dynamic_sampling: int = 0
     top_groups: float = 1.0
+    baseline_decay: float = 0.95
 
     def __post_init__(self) -> None:
         quiet_on_cpu(self)
+        if not 0 <= self.baseline_decay < 1:
+            raise ValueError(f"baseline_decay must be in [0, 1), got {self.baseline_decay}")
         if not 0 < self.top_groups <= 1:
             raise ValueError(f"top_groups must be in (0, 1], got {self.top_groups}")
         super().__post_init__()
@@ -137,7 +148,10 @@ class GRPOTrainer(EpisodeTrainer):
             self.policy.turn = trl_turn(self, chat.stop_ids)
         if shards_parameters(self):
             self.policy.reduce = lambda count: sum_over_processes(self, count)
-        self.rollout = Rollout(self.policy, pool, args.sampling(), max_invalid_share=1.0)  # checked over all processes
+        self.opponents = self._opponents(pool)
+        self.rollout = Rollout(  # validity is checked over all processes
+            self.policy, pool, args.sampling(), max_invalid_share=1.0, opponents=self.opponents
+        )
         self._drawn = (-1, 0)  # optimizer step of the last generation, and how many it has had
         self._top: set[str] | None = None
 
@@ -148,24 +162,51 @@ class GRPOTrainer(EpisodeTrainer):
             count = self._drawn[1] + 1
         self._drawn = (step, count)
         first = self.accelerator.process_index * len(rows)
+        self.opponents.refresh(step)
+        seats = [self.rollout.pool.seats(row["entry"]) for row in rows]
+        shares = row_shares([(row["entry"], row["seed"]) for row in rows], seats)
         # the draw counts rows over all processes: the same episodes, however many processes share them
-        requests = [
-            Request(row["entry"], row["seed"], draw=((step << 16 | count) << 32) + first + i)
-            for i, row in enumerate(rows)
-        ]
-        played = self.rollout.run(requests)
+        requests = {
+            share[0]: Request(
+                rows[share[0]]["entry"], rows[share[0]]["seed"], draw=((step << 16 | count) << 32) + first + share[0]
+            )
+            for share in shares
+        }
+        games = self.rollout.run(requests.values())
         seconds, tokens = self.rollout.seconds, self.rollout.sampled_tokens
+        played = one_a_row(games, shares, seats)
         for attempt in range(1, self.args.dynamic_sampling + 1):
             flat = _flat_groups(played, self.args.num_generations)
             if not flat and self.policy.reduce is None:  # processes that share each forward pass stay together
                 break
-            requests = [_other_task(request, attempt) if i in flat else request for i, request in enumerate(requests)]
+            requests |= {i: _other_task(requests[i], attempt) for i in flat}
             again = self.rollout.run([requests[i] for i in flat])
             seconds, tokens = seconds + self.rollout.seconds, tokens + self.rollout.sampled_tokens
             for i, episode in zip(flat, again, strict=True):
                 played[i] = episode
         self._measure(played, seconds, tokens)
         return played
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """Running mean returns by seat of a game; a part of the Trainer's state, so checkpoints keep them."""
+        return self.state.stateful_callbacks.setdefault("seat_baselines", {})  # type: ignore[union-attr, return-value]
+
+    def baseline(self, episode: Episode) -> float | None:
+        """In a game, the mean return of the seat."""
+        return None if episode.agent is None else self.baselines.get(episode.seat, 0.0)
+
+    def _opponents(self, pool: EnvPool) -> PastOpponents:
+        listed = [player for players in pool.players for player in players.values()]
+        for entry in self.eval_envs:
+            if entry.is_game:
+                listed += entry.players(entry.build()).values()
+        is_frozen = any(player.speaks is None and not player.trains for player in listed)
+        if is_frozen and (self.policy.reduce is not None or self.policy.turn is not None):
+            raise ValueError(
+                "agents: a frozen opponent needs the whole model in each process, not FSDP, ZeRO-3 or vLLM"
+            )
+        return PastOpponents(self.policy, listed)
 
     def trains_on(self, episode: Episode) -> bool:
         """Valid, and in a group that is kept."""
@@ -183,6 +224,7 @@ class GRPOTrainer(EpisodeTrainer):
                 len(e.turn_rewards),
                 e.stop_reason,
                 e.info.get("error"),
+                e.agent,
             )
             for e in played
         ]
@@ -196,8 +238,9 @@ class GRPOTrainer(EpisodeTrainer):
                 success=success,
                 stop_reason=reason,
                 info={"error": error or reason},
+                agent=agent,
             )
-            for env_id, group, valid, reward, success, turns, reason, error in everyone
+            for env_id, group, valid, reward, success, turns, reason, error, agent in everyone
         ]
         check_validity(everyone, self.args.max_invalid_share)
         figures = summary(everyone)
@@ -208,6 +251,10 @@ class GRPOTrainer(EpisodeTrainer):
         for name, part in figures.get("environments", {}).items():
             self.count(f"reward/{name}", _or_nan(part["reward"]))
             self.count(f"success/{name}", _or_nan(part["success"]))
+        returns = [(e.seat, e.reward) for e in everyone if e.agent is not None and e.valid and e.turn_rewards]
+        update_baselines(self.baselines, returns, self.args.baseline_decay)
+        for name, value in self.baselines.items():
+            self.count(f"baseline/{name}", value)
         if seconds > 0:
             self.count("tokens_per_second", sum(gather_object([tokens])) / seconds)
         if self.args.top_groups < 1:
@@ -235,7 +282,8 @@ def task_rows(args: GRPOConfig, pool: EnvPool) -> Dataset:
         generations = math.ceil(args.max_steps * args.gradient_accumulation_steps / micro_steps)
     else:
         whole = max(1, args.gradient_accumulation_steps // micro_steps)  # generations that make up one batch
-        known = [size for size in sizes if size is not None]
+        turns = [pool.seats(index) if args.num_generations == 1 else 1 for index in range(len(sizes))]  # rows a task
+        known = [size * rows for size, rows in zip(sizes, turns, strict=True) if size is not None]
         epoch = sum(known) if len(known) == len(sizes) else whole * per_generation
         generations = int(args.num_train_epochs * epoch) // per_generation
         args.max_steps = generations * micro_steps // args.gradient_accumulation_steps
@@ -246,6 +294,9 @@ def task_rows(args: GRPOConfig, pool: EnvPool) -> Dataset:
                 "per_device_train_batch_size or gradient_accumulation_steps, or raise num_train_epochs"
             )
     picks, seeds = training_tasks(pool, generations * per_generation, args.seed)
+    if args.num_generations == 1:  # without groups, a game still gives an episode a seat
+        rows = [task for task in zip(picks, seeds, strict=True) for _ in range(pool.seats(task[0]))]
+        picks, seeds = map(list, zip(*rows[: len(picks)], strict=True))
     return Dataset.from_dict({"prompt": [""] * len(picks), "entry": picks, "seed": seeds})
 
 
@@ -261,11 +312,11 @@ def _save_between_generations(args: GRPOConfig) -> None:
 
 
 def _flat_groups(played: Sequence[Episode], size: int) -> list[int]:
-    """Indices of the episodes in groups whose valid rewards are all equal."""
+    """Indices of the episodes in groups whose valid rewards are all equal; games have a baseline of another kind."""
     flat: list[int] = []
     for start in range(0, len(played), size):
         members = range(start, min(start + size, len(played)))
-        if len({played[i].reward for i in members if played[i].valid}) < 2:
+        if played[start].agent is None and len({played[i].reward for i in members if played[i].valid}) < 2:
             flat += members
     return flat
 

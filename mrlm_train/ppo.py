@@ -174,6 +174,9 @@ class PPOTrainer(CriticTrainer, GRPOTrainer):
         mask_BT = batch["completion_mask"] * batch["tool_mask"]
         values_BT = values_BS[:, :-1]
         rewards_BT, turns_BT, ends_B = reward_columns(self.episodes, mask_BT)
+        for b, episode in enumerate(self.episodes):  # the critic, which starts at 0, learns what its seat's mean leaves
+            if episode.turn_ends and (baseline := self.baseline(episode)) is not None:
+                rewards_BT[b, episode.turn_ends[-1]] -= baseline
         if args.beta and not self.kl_in_loss:
             kl_BT = torch.where(mask_BT.bool(), log_probs_BT - batch["ref_per_token_logps"], 0.0)
             rewards_BT = rewards_BT - args.beta * kl_BT

@@ -1,47 +1,36 @@
 """Rollouts: a policy plays episodes in text environments and leaves token-exact `Episode`s.
 
-`Rollout(policy, envs, sampling).run(requests)` serves training, evaluation and collecting. Environments step off the
-decoding thread; ids only ever grow; what the policy sampled is never tokenised again.
+`Rollout(policy, envs, sampling).run(requests)` serves training, evaluation, collecting and self-play. Environments step
+off the decoding thread; ids only ever grow; what the policy sampled is never tokenised again. In a game of several
+agents every seat is a conversation of its own; seats of a frozen model are decoded by an engine of their own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
 
-import gymnasium
 import numpy as np
 
-from mrlm_envs.core import EnvFault, clean
 from mrlm_train.chat import Chat
-from mrlm_train.environments import EnvEntry, EnvLike, EnvPool, entries, fit
-from mrlm_train.episodes import Episode, tokenizer_hash
-from mrlm_train.generate import End, Feed, Sampling, Wait
+from mrlm_train.environments import EnvEntry, EnvLike, EnvPool, entries
+from mrlm_train.episodes import Episode
+from mrlm_train.games import Table
+from mrlm_train.generate import Sampling
+from mrlm_train.opponents import Opponents
+from mrlm_train.players import Player
+from mrlm_train.plays import Alone, Play, Request
 from mrlm_train.policy import Policy
 
+__all__ = ["InvalidEpisodes", "Request", "Rollout", "expert_episodes", "group_requests", "training_tasks"]
+
 _FIRST_TRAINING_SEED = 2**24  # evaluation takes seeds from 0 up: endless sources without splits never meet it
-
-
-@dataclass(frozen=True)
-class Request:
-    """One episode to play.
-
-    Attributes:
-        entry: index of the environment.
-        seed: the episode seed, which picks the task.
-        draw: tells apart episodes of the same seed (members of a group, later epochs): each samples by itself.
-        options: passed to `reset`.
-    """
-
-    entry: int
-    seed: int
-    draw: int = 0
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 class InvalidEpisodes(RuntimeError):
@@ -63,6 +52,7 @@ class Rollout:
         sampling: Sampling,
         threads: int = 16,
         max_invalid_share: float = 0.25,
+        opponents: Opponents | None = None,
     ) -> None:
         """
         Args:
@@ -71,17 +61,17 @@ class Rollout:
             sampling: budgets and temperature. Stop ids and the context limit are the policy's unless given.
             threads: environments stepped at once.
             max_invalid_share: share of invalid episodes above which `run` raises.
+            opponents: the frozen models of games; loaded by path unless given.
         """
         self.policy = policy
-        self.sampling = dataclasses.replace(
-            sampling,
-            stop_ids=sampling.stop_ids or policy.chat.stop_ids,
-            max_context=sampling.max_context or policy.max_context,
-        )
+        self.sampling = _fitted(sampling, policy)
         self.pool = envs if isinstance(envs, EnvPool) else EnvPool(entries(envs), threads)
         self.envs = self.pool.envs
         self.max_invalid_share = max_invalid_share
+        self.opponents = Opponents(policy) if opponents is None else opponents
+        self._frozen()  # a model that is not there shows at once
         self.seconds, self.sampled_tokens = 0.0, 0
+        self._asked = sampling
         self._settings = dataclasses.asdict(self.sampling)
 
     def run(self, requests: Iterable[Request], progress: Callable[[Episode], object] | None = None) -> list[Episode]:
@@ -91,25 +81,46 @@ class Rollout:
             requests: taken one by one as rows become free.
             progress: called with each episode as it ends.
 
-        Returns: the episodes, in the order of the requests.
+        Returns: the episodes, in the order of the requests. A game gives one for each seat of the policy, in the order
+            of its agents, and none for other players.
 
         Errors: InvalidEpisodes when more than `max_invalid_share` of them are invalid.
         """
-        plays: list[_Play] = []
-
-        def start() -> Iterator[_Play]:
-            for request in requests:
-                plays.append(_Play(self, request, progress))
-                yield plays[-1]
-
         begin = time.perf_counter()
-        with self.policy.engine(self.sampling) as engine:
-            engine.run(start())
-        episodes = [play.episode for play in plays]
+        dealer = _Dealer(self, requests, progress)
+        self._decode(dealer)
+        episodes = dealer.episodes()
         self.seconds = time.perf_counter() - begin
         self.sampled_tokens = sum(episode.sampled_tokens for episode in episodes)
         check_validity(episodes, self.max_invalid_share)
         return episodes
+
+    def _decode(self, dealer: _Dealer) -> None:
+        """Run the policy's engine here, and that of each frozen model in a thread: they wait for each other's moves."""
+        models = {None: self.policy} | {player: self.opponents(player) for player in self._frozen()}
+        with ThreadPoolExecutor(max(1, len(models)), "mrlm-opponent") as threads:
+
+            def serve(player: Player | None, model: Policy) -> None:
+                try:
+                    with model.engine(self.sampling_of(model)) as engine:
+                        engine.run(dealer.deal(player))
+                except BaseException as error:
+                    dealer.fail(error)  # the others would wait for its moves for ever
+                    raise
+
+            others = [threads.submit(serve, player, model) for player, model in models.items() if player is not None]
+            serve(None, self.policy)
+            for future in others:
+                future.result()
+
+    def _frozen(self) -> list[Player]:
+        """The players that are frozen models, each once. One that is the policy itself shares its engine."""
+        found = {player for players in self.pool.players for player in players.values()}
+        return [p for p in found if p.speaks is None and self.opponents(p) is not self.policy]
+
+    def sampling_of(self, model: Policy) -> Sampling:
+        """The settings with a model's own stop ids and context limit."""
+        return self.sampling if model is self.policy else _fitted(self._asked, model)
 
     def close(self) -> None:
         """Close the environments and their threads."""
@@ -122,6 +133,78 @@ class Rollout:
         self.close()
 
 
+def _fitted(sampling: Sampling, policy: Policy) -> Sampling:
+    return dataclasses.replace(
+        sampling,
+        stop_ids=sampling.stop_ids or policy.chat.stop_ids,
+        max_context=sampling.max_context or policy.max_context,
+    )
+
+
+class _Dealer:
+    """Makes the plays of each request when an engine first has room for one, and deals each engine its own."""
+
+    def __init__(
+        self, rollout: Rollout, requests: Iterable[Request], progress: Callable[[Episode], object] | None
+    ) -> None:
+        self._rollout, self._requests, self._progress = rollout, iter(requests), progress
+        self._dealt: list[list[tuple[Player | None, Play]]] = []
+        self._counted: list[Play] = []
+        self._tables: list[Table] = []
+        self._failure: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def deal(self, player: Player | None) -> Iterator[Play]:
+        """The conversations of a player's engine, None for the policy's."""
+        for number in itertools.count():
+            with self._lock:
+                if number == len(self._dealt):
+                    request = next(self._requests, None)
+                    if request is None or self._failure is not None:
+                        return
+                    self._dealt.append(self._make(request))
+            for owner, play in self._dealt[number]:
+                if owner == player:
+                    yield play
+
+    def episodes(self) -> list[Episode]:
+        """Those of the policy's own seats, in the order of the requests."""
+        return [play.episode for play in self._counted]
+
+    def fail(self, error: BaseException) -> None:
+        """An engine has stopped: end every game, so that the others do."""
+        with self._lock:
+            self._failure = error
+            tables = list(self._tables)
+        for table in tables:
+            table.fail(error)
+
+    def _make(self, request: Request) -> list[tuple[Player | None, Play]]:
+        rollout = self._rollout
+        pool, entry = rollout.pool, rollout.envs[request.entry]
+        reshape, settings = pool.rewards[request.entry], rollout._settings
+        players = pool.players[request.entry]
+        if not players:
+            world, sampling = Alone(pool, request), rollout.sampling
+            alone = Play(entry, request, world, rollout.policy, sampling, settings, reshape, self._progress)
+            self._counted.append(alone)
+            return [(None, alone)]
+        speakers = {name: player.speaks for name, player in players.items()}
+        table = Table(pool, request.entry, speakers, request.seed, request.options)
+        self._tables.append(table)
+        made: list[tuple[Player | None, Play]] = []
+        for number, (name, player) in enumerate(players.items(), 1):
+            if player.speaks is not None:
+                continue
+            model, progress = rollout.opponents(player), self._progress if player.trains else None
+            sampling, seat = rollout.sampling_of(model), table.seat(name)
+            play = Play(entry, request, seat, model, sampling, settings, reshape, progress, name, number)
+            made.append((None if model is rollout.policy else player, play))
+            if player.trains:
+                self._counted.append(play)
+        return made
+
+
 def check_validity(episodes: Sequence[Episode], max_share: float) -> None:
     """Errors: InvalidEpisodes when more than `max_share` of the episodes are invalid; it names the first."""
     invalid = [episode for episode in episodes if not episode.valid]
@@ -131,185 +214,6 @@ def check_validity(episodes: Sequence[Episode], max_share: float) -> None:
             f"rollout: {len(invalid)} of {len(episodes)} episodes invalid, above max_invalid_share={max_share}; "
             f"the first: {first.env_id} seed {first.seed}: {first.info.get('error', first.stop_reason)}"
         )
-
-
-class _Play:
-    """One episode being played: a `generate.Conversation` on one side, an environment on the other."""
-
-    def __init__(self, rollout: Rollout, request: Request, progress: Callable[[Episode], object] | None) -> None:
-        entry = rollout.envs[request.entry]
-        self._chat, self._sampling, self._pool = rollout.policy.chat, rollout.sampling, rollout.pool
-        self._index, self._progress = request.entry, progress
-        self._reshape = rollout.pool.rewards[request.entry]
-        self._env: gymnasium.Env | None = None
-        self._over = False
-        self.prefix = entry.group_id(request.seed, request.options)
-        self.seed = int(np.random.SeedSequence([request.seed, request.draw]).generate_state(1, np.uint64)[0])
-        self.episode = Episode(
-            env_id=entry.id,
-            kwargs=entry.record,
-            seed=request.seed,
-            options=request.options,
-            group_id=self.prefix,
-            policy=rollout.policy.name,
-            tokenizer_hash=tokenizer_hash(self._chat.tokenizer),
-            sampling={**rollout._settings, "draw": request.draw},
-        )
-        self._ids: list[int] = []
-        self._mask: list[int] = []
-        self._log_probs: list[float | None] | None = []
-        self._prompt_length = 0
-        self._pending: Future[Any] | None = self._pool.submit(self._index, "reset", self._reset)
-        self._hear = self._hear_reset
-
-    @property
-    def budget(self) -> int:
-        """Most tokens of the coming turn."""
-        return min(self._sampling.max_turn_tokens, self._room[0])
-
-    @property
-    def _room(self) -> tuple[int, str]:
-        """Tokens left for the episode, and the limit that will be met first."""
-        left = self._sampling.max_episode_tokens - len(self._ids)
-        if self._sampling.max_context is not None:
-            context = self._sampling.max_context - self._prompt_length - len(self._ids)
-            if context < left:
-                return context, "context_limit"
-        return left, "token_limit"
-
-    def poll(self) -> Feed | Wait | End:
-        """See `generate.Conversation`."""
-        if self._over:
-            return End()
-        if self._pending is not None:
-            if not self._pending.done():
-                return Wait(self._pending)
-            pending, self._pending = self._pending, None
-            try:
-                heard = pending.result()
-            except EnvFault as fault:
-                self._fail("env_fault", fault)
-            except Exception as error:  # a third-party environment may raise anything, and none of it ends the run
-                self._fail("env_error", error)
-            else:
-                if ids := self._hear(*heard):
-                    return Feed(ids)
-        return End()
-
-    def submit(self, ids: list[int], log_probs: list[float] | None) -> None:
-        """See `generate.Conversation`."""
-        episode = self.episode
-        self._ids += ids
-        self._mask += [1] * len(ids)
-        if log_probs is None or self._log_probs is None:
-            self._log_probs = None
-        else:
-            self._log_probs += log_probs
-        episode.turn_ends.append(len(self._ids) - 1)
-        episode.turn_rewards.append(0.0)
-        action = self._chat.action_text(ids)
-        episode.messages.append({"role": "assistant", "content": action})
-        if ids[-1] not in self._sampling.stop_ids:
-            episode.info["cut_turns"] = episode.info.get("cut_turns", 0) + 1
-            left, limit = self._room
-            if left < 1:
-                self._end(limit, truncated=True)
-                return
-        self._hear = self._hear_step
-        self._pending = self._pool.submit(self._index, "step", lambda: self._step(action))
-
-    def _reset(self) -> tuple[str, dict[str, Any]]:
-        self._env = self._pool.take(self._index)
-        observation, info = self._env.reset(seed=self.episode.seed, options=self.episode.options or None)
-        return _text(observation), info
-
-    def _step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        assert self._env is not None
-        observation, reward, terminated, truncated, info = self._env.step(fit(self._env.action_space, action))
-        observation = _text(observation)
-        if self._reshape is not None:
-            heard = [*self.episode.messages, {"role": info.get("role", "user"), "content": observation}]
-            reward = self._reshape(heard, float(reward), info)
-        if not math.isfinite(reward):
-            raise ValueError(f"reward is {reward}")
-        return observation, float(reward), bool(terminated), bool(truncated), info
-
-    def _hear_reset(self, observation: str, info: dict[str, Any]) -> list[int]:
-        episode = self.episode
-        episode.info |= info
-        episode.task_id = info.get("task_id")
-        episode.messages = self._chat.opening(observation, info)
-        episode.prompt_ids = self._chat.prompt_ids(episode.messages, info.get("tools"))
-        self._prompt_length = len(episode.prompt_ids)
-        left, limit = self._room
-        if left < 1:
-            self._end(limit, truncated=True)
-            return []
-        return episode.prompt_ids
-
-    def _hear_step(
-        self, observation: str, reward: float, terminated: bool, truncated: bool, info: dict[str, Any]
-    ) -> list[int]:
-        episode = self.episode
-        episode.turn_rewards[-1] += reward
-        episode.info |= info
-        role = info.get("role", "user")
-        episode.messages.append({"role": role, "content": observation})
-        if terminated or truncated:
-            self._end(info.get("stop_reason"), truncated=truncated and not terminated)
-            return []
-        if len(episode.turn_ends) == self._sampling.max_turns:
-            self._end("turn_limit", truncated=True)
-            return []
-        ids = self._chat.reply_ids(observation, role, self._ids[-1])
-        left, limit = self._room
-        if left <= len(ids):
-            self._end(limit, truncated=True)
-            return []
-        self._ids += ids
-        self._mask += [0] * len(ids)
-        if self._log_probs is not None:
-            self._log_probs += [None] * len(ids)
-        return ids
-
-    def _end(self, stop_reason: str | None, truncated: bool) -> None:
-        episode = self.episode
-        success = episode.info.get("success", episode.info.get("is_success"))
-        episode.success = None if success is None else bool(success)
-        if truncated and success is None and "seed" in episode.info:
-            episode.success = False  # an environment of ours was cut before it could say so
-        episode.valid = bool(episode.info.get("valid", True))
-        episode.truncated, episode.terminated = truncated, not truncated
-        if stop_reason is None:
-            by_success = {True: "success", False: "failure", None: "terminated"}
-            stop_reason = "time_limit" if truncated else by_success[episode.success]
-        episode.stop_reason = stop_reason
-        self._close()
-
-    def _fail(self, stop_reason: str, error: Exception) -> None:
-        episode = self.episode
-        episode.valid, episode.truncated, episode.stop_reason = False, True, stop_reason
-        episode.info["error"] = f"{type(error).__name__}: {error}"
-        if self._env is not None:
-            self._pool.drop(self._env)  # whatever state it is in, no other episode gets it
-            self._env = None
-        self._close()
-
-    def _close(self) -> None:
-        self._over = True
-        self.episode.completion_ids, self.episode.action_mask = self._ids, self._mask
-        self.episode.logprobs = self._log_probs
-        if self._env is not None:
-            self._pool.give(self._index, self._env)
-            self._env = None
-        if self._progress is not None:
-            self._progress(self.episode)
-
-
-def _text(observation: Any) -> str:
-    if not isinstance(observation, str):
-        raise TypeError(f"observation is {type(observation).__name__}, not text")
-    return clean(observation)
 
 
 def training_tasks(pool: EnvPool, count: int, seed: int) -> tuple[list[int], list[int]]:
@@ -356,6 +260,8 @@ def expert_episodes(
 ) -> list[Episode]:
     """Episodes of the environments' own experts (`env.unwrapped.expert()`) on tasks drawn as for training.
 
+    In a game, `expert(agent)` speaks for every agent, and each seat of the policy gives an episode.
+
     Args:
         envs: with an expert.
         n: how many episodes.
@@ -370,19 +276,21 @@ def expert_episodes(
     tries = 20 * n if keep else n + 100
     try:
         for index, task in zip(*training_tasks(pool, tries, seed), strict=True):
-            if len(kept) == n:
+            if len(kept) >= n:
                 break
-            episode = _play_expert(pool.envs[index], pool, index, task)
-            if episode.valid and (keep is None or keep(episode)):
-                kept.append(episode if chat is None else chat.with_ids(episode))
+            play = _play_expert_game if pool.players[index] else _play_expert
+            for episode in play(pool.envs[index], pool, index, task):
+                if episode.valid and (keep is None or keep(episode)):
+                    kept.append(episode if chat is None else chat.with_ids(episode))
     finally:
         pool.close()
+    del kept[n:]
     if len(kept) < n:
         raise ValueError(f"experts: only {len(kept)} of {tries} episodes passed the filter, {n} were asked for")
     return kept
 
 
-def _play_expert(entry: EnvEntry, pool: EnvPool, index: int, seed: int) -> Episode:
+def _play_expert(entry: EnvEntry, pool: EnvPool, index: int, seed: int) -> list[Episode]:
     env = pool.take(index)
     inner: Any = env.unwrapped
     if not callable(getattr(inner, "expert", None)):
@@ -410,4 +318,40 @@ def _play_expert(entry: EnvEntry, pool: EnvPool, index: int, seed: int) -> Episo
     episode.terminated, episode.truncated = terminated, truncated and not terminated
     episode.stop_reason = str(episode.info.get("stop_reason", "time_limit" if truncated else "terminated"))
     pool.give(index, env)
-    return episode
+    return [episode]
+
+
+def _play_expert_game(entry: EnvEntry, pool: EnvPool, index: int, seed: int) -> list[Episode]:
+    players = pool.players[index]
+    table = Table(pool, index, dict.fromkeys(players), seed, {})
+    seats = {name: table.seat(name) for name in players}
+    heard = {name: seat.reset(lambda observation, reward, info: float(reward)) for name, seat in seats.items()}
+    episodes: dict[str, Episode] = {}
+    while heard:
+        wait(heard.values(), return_when=FIRST_COMPLETED)
+        for name in [name for name, future in heard.items() if future.done()]:
+            result = heard.pop(name).result()
+            if name not in episodes:
+                observation, info, terminated, truncated = result
+                group = f"{entry.group_id(seed, {})}/{name}"
+                episode = Episode(entry.id, entry.record, seed, group_id=group, agent=name, policy="expert")
+                episode.messages = [{"role": "system", "content": info["system"]}] if info.get("system") else []
+                episodes[name] = episode
+            else:
+                observation, reward, terminated, truncated, info = result
+                episode = episodes[name]
+                episode.turn_rewards.append(reward)
+            episode.messages.append({"role": info.get("role", "user"), "content": observation})
+            episode.info |= info
+            if terminated or truncated:
+                episode.task_id = episode.info.get("task_id")
+                episode.success, episode.valid = episode.info.get("success"), episode.info.get("valid", True)
+                episode.terminated, episode.truncated = terminated, truncated and not terminated
+                episode.stop_reason = str(info.get("stop_reason", "time_limit" if truncated else "terminated"))
+                continue
+            action = table.expert(name)
+            if action is None:
+                raise ValueError(f"environment {entry.id} has no expert(agent); give an episodes file")
+            episode.messages.append({"role": "assistant", "content": action})
+            heard[name] = seats[name].step(action)
+    return [episodes[name] for name, player in players.items() if player.trains]

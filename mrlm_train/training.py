@@ -241,7 +241,8 @@ def _trainer_class(algorithm: str) -> Callable[..., Any]:
 
 def _entry(env: EnvSection) -> EnvEntry:
     address = ",".join(env.address) if isinstance(env.address, list) else env.address
-    return EnvEntry(env.id, env.kwargs, env.weight, env.split, address, tuple(env.wrappers), env.reward)
+    wrappers = tuple(env.wrappers)
+    return EnvEntry(env.id, env.kwargs, env.weight, env.split, address, wrappers, env.reward, agents=env.agents)
 
 
 def _warn_same_rows(config: RunConfig) -> None:

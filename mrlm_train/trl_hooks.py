@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 import torch
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.distributed import DistributedBackend
 from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
@@ -120,9 +121,11 @@ class PlayedEvaluation:
     Attributes:
         policy: set by the trainer.
         eval_envs: where to evaluate; empty leaves evaluation to TRL.
+        opponents: the frozen models of games; those of the rollout unless set.
     """
 
     policy: Policy
+    opponents: Any = None
     eval_envs: Sequence[EnvEntry] = ()
     _eval_rollout: Rollout | None = None
 
@@ -139,7 +142,9 @@ class PlayedEvaluation:
         args = trainer.args
         if self._eval_rollout is None:
             sampling = args.sampling(temperature=args.eval_temperature)
-            self._eval_rollout = evaluation_rollout(self.policy, self.eval_envs, "test", sampling, args.env_threads)
+            self._eval_rollout = evaluation_rollout(
+                self.policy, self.eval_envs, "test", sampling, args.env_threads, self.opponents
+            )
         requests = evaluation_requests(self._eval_rollout, args.eval_episodes)
         rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
         played = gather_object(self._eval_rollout.run(requests[rank::world]))
@@ -186,7 +191,26 @@ class EpisodeTrainer(PlayedEvaluation, GRPOTrainer):
         self.episodes = self.collect(inputs)
         # TRL logs the prompt as text; the rows themselves are only task seeds
         texts = [self.processing_class.decode(episode.prompt_ids or []) for episode in self.episodes]
-        return super()._generate_and_score_completions([{"prompt": text} for text in texts])
+        batch = super()._generate_and_score_completions([{"prompt": text} for text in texts])
+        for row, episode in enumerate(self.episodes):
+            if (baseline := self.baseline(episode)) is not None:
+                batch["advantages"][row] = episode.reward - baseline
+        return batch
+
+    def baseline(self, episode: Episode) -> float | None:
+        """What an episode's return is measured against, in place of its group's mean; None leaves that to TRL."""
+        return None
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        is_checkpoint = output_dir is not None and Path(output_dir).name.startswith(PREFIX_CHECKPOINT_DIR)
+        if is_checkpoint and self.args.should_save and self.opponents is not None and self.opponents.has_past:
+            self.opponents.save(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.opponents is not None and self.opponents.has_past:
+            self.opponents.load(resume_from_checkpoint)
 
     def count(self, name: str, value: float) -> None:
         """Add a value to a training metric; the mean since the last log is logged."""
@@ -275,7 +299,8 @@ class CriticTrainer(EpisodeTrainer):
         return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        weights = self.accelerator.unwrap_model(self.model).state_dict() if state_dict is None else state_dict
+        model: Any = self.accelerator.unwrap_model(self.model)
+        weights = model.state_dict() if state_dict is None else state_dict
         prefix = f"{VALUE_HEAD}."
         policy = {name: value for name, value in weights.items() if not name.startswith(prefix)}
         super()._save(output_dir, policy)

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 __all__ = ["Case", "DebateEnv", "Evidence", "Judge", "Round", "Topic", "Verdict", "env", "parallel_env"]
 
 
-def parallel_env(**kwargs: Any) -> "DebateGame":
+def parallel_env(split: str = "train", **kwargs: Any) -> "DebateGame":
     """The two-agent game as a PettingZoo parallel environment; `kwargs` are `DebateGame`'s."""
     from mrlm_envs.debate.game import DebateGame
 
-    return DebateGame(**kwargs)
+    return DebateGame(split=split, **kwargs)
 
 
-def env(**kwargs: Any) -> "AECEnv[str, str, str | None]":
+def env(split: str = "train", **kwargs: Any) -> "AECEnv[str, str, str | None]":
     """The two-agent game as a PettingZoo AEC environment: pro speaks, then con, then both hear each other."""
     from pettingzoo.utils.conversions import parallel_to_aec
 
-    return parallel_to_aec(parallel_env(**kwargs))
+    return parallel_to_aec(parallel_env(split, **kwargs))
