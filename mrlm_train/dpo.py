@@ -29,6 +29,7 @@ from mrlm_train.environments import EnvLike, EnvPool, entries
 from mrlm_train.episodes import Episode
 from mrlm_train.policy import Policy, load_model, resolve
 from mrlm_train.preferences import is_preference_file, pair_rows, pairs, read_preferences
+from mrlm_train.processes import whole_models
 from mrlm_train.rollout import Rollout, group_requests
 from mrlm_train.trl_hooks import (
     PairCollator,
@@ -187,7 +188,8 @@ def _own_groups(model: Any, chat: Chat, envs: EnvLike | Iterable[EnvLike], args:
     """Groups played by the starting policy; each process plays its share."""
     if isinstance(model, str):
         device = "cpu" if args.use_cpu or not torch.cuda.is_available() else f"cuda:{args.local_process_index}"
-        model = load_model(model, "float32", device)
+        with whole_models(args):
+            model = load_model(model, "float32", device)
     pool = EnvPool(entries(envs), args.env_threads)
     with Rollout(Policy(model, chat, "start", args.engine, args.rows), pool, args.sampling()) as rollout:
         rollout.max_invalid_share = args.max_invalid_share

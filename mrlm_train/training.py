@@ -132,8 +132,11 @@ def _arguments(config: RunConfig) -> Any:
     if config.eval_envs and "eval_steps" in values:
         values.setdefault("eval_strategy", "steps")
     if not torch.cuda.is_available():
-        # Accelerate starts no DeepSpeed on what it is told is a CPU; DeepSpeed finds the CPU by itself
-        values.setdefault("use_cpu", os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true")
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+            # Accelerate starts no DeepSpeed on what it is told is a CPU, and without a backend not several processes
+            values.setdefault("ddp_backend", "gloo")
+        else:
+            values.setdefault("use_cpu", True)
     elif config.model.dtype in ("float16", "fp16") and not values.get("bf16"):
         values.setdefault("fp16", True)  # weights stay fp32, autocast computes in fp16
     if config.model.chat_template_kwargs:

@@ -6,6 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from mrlm_train.episodes import read
+from mrlm_train.policy import load_model
 from tests.processes import ALL_FOUR, metrics, train, write_config
 
 STAGES = ("stage-1-sft", "stage-2-grpo", "stage-3-ppo", "stage-4-dpo")
@@ -42,10 +43,14 @@ def test_two_processes_train_what_one_trains_on_the_same_global_batch(one: Path,
     for alone, shared in zip(metrics(one / stage), metrics(two / stage), strict=True):
         assert alone.keys() == shared.keys()
         assert shared == pytest.approx(alone, rel=1e-4, abs=1e-6), alone["step"]
-    alone, shared = (load_file(folder / stage / "final" / "model.safetensors") for folder in (one, two))
+    alone, shared = (load_model(str(folder / stage / "final"), device="cpu").state_dict() for folder in (one, two))
     assert alone.keys() == shared.keys()
     for name, weight in alone.items():
         assert (weight - shared[name]).abs().max() < 1e-6, name
+    if stage == "stage-3-ppo":
+        alone, shared = (load_file(folder / stage / "final" / "value_head.safetensors") for folder in (one, two))
+        assert alone["weight"].abs().max() > 1e-4
+        assert (alone["weight"] - shared["weight"]).abs().max() < 1e-6
 
 
 def test_each_process_plays_its_own_share_of_the_tasks_in_whole_groups(one: Path, two: Path) -> None:
