@@ -27,9 +27,9 @@ ALL_FOUR: dict[str, Any] = {
     "distributed": {"strategy": "ddp", "num_processes": 2},
     "stages": [
         {"sft": {"num_episodes": 32}},
-        {"grpo": {"num_generations": 4, "max_completion_length": 16, "save_episodes": 16}},
-        {"ppo": {"max_completion_length": 16, "value_learning_rate": 0.1}},
-        {"dpo": {"num_tasks": 64, "num_generations": 4, "max_completion_length": 16}},
+        {"grpo": {"num_generations": 4, "max_completion_length": 16, "max_turn_tokens": 12, "save_episodes": 16}},
+        {"ppo": {"max_completion_length": 16, "max_turn_tokens": 12, "value_learning_rate": 0.1}},
+        {"dpo": {"num_tasks": 64, "num_generations": 4, "max_completion_length": 16, "max_turn_tokens": 12}},
     ],
 }
 
@@ -40,7 +40,9 @@ def lottery(messages: Sequence[Mapping[str, Any]], reward: float, info: Mapping[
     With LOSER set, it fails in the process of that rank.
     """
     if os.environ.get("LOSER") == os.environ.get("RANK", "0"):
-        os.kill(os.getpid(), signal.SIGKILL) if "KILL" in os.environ else sys.exit("out of luck")
+        if "KILL" in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError("out of luck")
     return zlib.crc32(messages[-2]["content"].encode()) % 8 / 8
 
 

@@ -1,13 +1,19 @@
 """Two CPU processes (gloo): what they train together is what one trains alone."""
 
+import signal
+import socket
+import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
+from mrlm_train.cli import main
 from mrlm_train.episodes import read
 from mrlm_train.policy import load_model
-from tests.processes import ALL_FOUR, metrics, train, write_config
+from tests.processes import ALL_FOUR, ROOT, metrics, run, start, train, write_config
 
 STAGES = ("stage-1-sft", "stage-2-grpo", "stage-3-ppo", "stage-4-dpo")
 SHARDED = [pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "deepspeed")]
@@ -59,3 +65,139 @@ def test_each_process_plays_its_own_share_of_the_tasks_in_whole_groups(one: Path
     assert [e.completion_ids for e in first] == [e.completion_ids for e in alone[:8]]
     assert [[e.group_id for e in alone].count(e.group_id) for e in alone] == [4] * 16
     assert not {e.seed for e in alone[:8]} & {e.seed for e in alone[8:]}
+
+
+PPO: dict[str, Any] = {
+    **{key: ALL_FOUR[key] for key in ("model", "envs")},
+    "training": {**ALL_FOUR["training"], "max_steps": 1},
+    "ppo": {"max_completion_length": 16, "max_turn_tokens": 12},
+}
+SCRIPT = ROOT / "mrlm_train" / "ppo.py"
+LAUNCHERS = {
+    "accelerate": ("accelerate.commands.launch", "--config_file", ROOT / "mrlm_train" / "launch" / "ddp.yaml"),
+    "torchrun": ("torch.distributed.run", "--nproc_per_node", 2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", sorted(LAUNCHERS))
+def test_a_trainers_file_runs_under_the_launchers_themselves(launcher: str, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "ppo.yaml", PPO)
+    code, said = run("-m", *LAUNCHERS[launcher], SCRIPT, "--config", config, "--output", tmp_path / "run")
+    assert code == 0, said
+    assert "2 processes, ddp: each holds" in said and said.count("mrlm: trained model") == 1
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
+def test_torchrun_needs_no_accelerate_file_for_a_strategy(strategy: str, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "ppo.yaml", {**PPO, "distributed": {"strategy": strategy}})
+    code, said = run("-m", *LAUNCHERS["torchrun"], SCRIPT, "--config", config, "--output", tmp_path / "run")
+    assert code == 0, said
+    assert f"2 processes, {strategy}: each holds 443," in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("distributed.strategy=fsdp",), "mrlm: distributed.strategy is fsdp, but what runs is ddp; launch with fsdp"),
+        (("distributed.num_processes=4",), "mrlm: distributed.num_processes is 4, the launcher has started 2"),
+        (("training.use_cpu=false",), "mrlm: 2 processes were started, but each would train by itself"),
+    ],
+    ids=["strategy", "number", "alone"],
+)
+def test_what_was_launched_and_is_not_what_was_asked_is_refused(
+    settings: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "ppo.yaml", {**PPO, "distributed": {"strategy": "ddp"}})
+    more = [part for setting in settings for part in ("--set", setting)]
+    code, output = run("-m", *LAUNCHERS["accelerate"], SCRIPT, "--config", config, "--output", tmp_path / "run", *more)
+    assert code != 0 and said.replace("mrlm: ", "") in output
+
+
+def test_processes_with_different_configurations_are_told_which_setting_differs(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "ppo.yaml", PPO)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    machines = []
+    for rank in ("0", "1"):  # as on two machines whose files differ
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}
+        more = ("--output", tmp_path / "run", "--set", f"ppo.gamma=0.{9 - int(rank)}")
+        machines.append(start("-m", "mrlm_train.ppo", "--config", config, *more, environment=address))
+    for rank, machine in enumerate(machines):
+        errors = machine.communicate(timeout=120)[1]
+        what = "the processes disagree: ppo.gamma is 0.9 for process 0 and 0.8 for process 1"
+        assert f"mrlm: process {rank} of 2: {what}" in errors
+        assert machine.returncode == 1 and not (tmp_path / "run").exists()
+
+
+def test_the_first_error_of_any_process_is_told_in_one_line_and_ends_them_all(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "ppo.yaml", {**PPO, "distributed": {"num_processes": 2}})
+    code, said = train(config, tmp_path / "run", "ppo.max_invalid_share=0.0", environment={"LOSER": "1"})
+    errors = [line for line in said.splitlines() if line.startswith("mrlm: ") and "processes, ddp" not in line]
+    assert code == 1 and len(errors) == 1 and "Traceback" not in said
+    assert "episodes invalid, above max_invalid_share=0.0" in errors[0] and "out of luck" in errors[0]
+
+
+@pytest.mark.slow
+def test_a_process_killed_from_outside_ends_the_others_and_says_so(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "ppo.yaml", {**PPO, "distributed": {"num_processes": 2}})
+    code, said = train(config, tmp_path / "run", environment={"LOSER": "1", "KILL": "1"})
+    assert code == 128 + signal.SIGKILL and "Traceback" not in said
+    assert "mrlm: process 1 was ended by SIGKILL; if nobody did so, memory ran out" in said
+
+
+def _launched(tmp_path: Path) -> tuple[Any, list[psutil.Process]]:
+    """A long training in two processes, one step into it."""
+    endless = {**PPO["training"], "max_steps": 10_000}
+    config = write_config(tmp_path / "ppo.yaml", {**PPO, "training": endless, "distributed": {"num_processes": 2}})
+    launcher = start("-m", "mrlm_train.cli", "train", "--config", config, "--output", tmp_path / "run")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.jsonl").is_file() or not metrics(tmp_path / "run"):
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    workers = psutil.Process(launcher.pid).children(recursive=True)
+    assert len(workers) >= 2
+    return launcher, workers
+
+
+def test_the_processes_die_with_the_command_that_started_them(tmp_path: Path) -> None:
+    launcher, workers = _launched(tmp_path)
+    launcher.kill()
+    launcher.communicate()
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_processes_at_one_step_with_a_checkpoint(tmp_path: Path) -> None:
+    launcher, workers = _launched(tmp_path)
+    launcher.send_signal(signal.SIGINT)  # a terminal signals the launcher alone: the others have sessions of their own
+    errors = launcher.communicate(timeout=120)[1]
+    assert launcher.returncode == 1 and "Traceback" not in errors
+    assert "mrlm: interrupted at step" in errors.splitlines()[-1] and "--resume latest" in errors.splitlines()[-1]
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+    assert len(list((tmp_path / "run").glob("checkpoint-*/rng_state_*.pth"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"num_processes": 512}, "asks for 512 processes on this machine, which has"),
+        ({"num_processes": 0}, "distributed.num_processes must be at least 1, got 0"),
+        ({"num_processes": 3, "num_machines": 2}, "num_processes 3 is not a multiple of num_machines 2"),
+        ({"num_processes": 2, "num_machines": 2}, "distributed.main_process_ip is missing"),
+        ({"num_processes": 2, "machine_rank": 1}, "distributed.machine_rank must be 0 to 0, got 1"),
+        ({"num_processes": 2, "config_file": "mine.yaml"}, "distributed.config_file mine.yaml: no such file"),
+        ({"num_processes": 2, "strategy": "dpp"}, "distributed.strategy 'dpp' is not one of ddp, fsdp, deepspeed"),
+    ],
+)
+def test_a_section_that_cannot_be_launched_is_one_line(
+    section: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path / "ppo.yaml", {**PPO, "distributed": section})
+    assert main(["train", "--config", str(config), "--output", str(tmp_path / "run")]) == 1
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1 and said in errors[0]
