@@ -76,8 +76,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--world-model", metavar="FILE", help="instead: ask the model for the observations of the episodes in a file"
     )
-    text = "who plays an agent of a PettingZoo game: past, a model folder or module:function; the policy by default"
-    evaluate.add_argument("--agent", action="append", default=[], metavar="NAME=PLAYER", help=text)
+    _add_agent(evaluate)
     evaluate.add_argument("--num-episodes", type=_positive, default=200, help="episodes; seeds 0 to N-1")
     evaluate.add_argument("--split", default="test", choices=("train", "test", "all"), help="which tasks")
     evaluate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
@@ -90,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     collect.add_argument("--model", metavar="PATH", help="a model or adapter folder, or a Hub name")
     collect.add_argument("--expert", action="store_true", help="the environments' own reference solutions instead")
     _add_environment(collect)
+    _add_agent(collect)
     collect.add_argument("--address", metavar="HOST:PORT", help="play on `mrlm serve`, one address or several")
     collect.add_argument("-n", "--num-episodes", type=_positive, required=True, metavar="N", help="episodes to play")
     collect.add_argument("-o", "--output", required=True, metavar="FILE", help="where the episodes go")
@@ -133,6 +133,11 @@ def _add_environment(command: argparse.ArgumentParser, required: bool = True) ->
     text = "short name (math), id, or module:id; may be given again"
     command.add_argument("--environment", action="append", required=required, metavar="ENV", help=text)
     _add_env_arg(command)
+
+
+def _add_agent(command: argparse.ArgumentParser) -> None:
+    text = "who plays an agent of a PettingZoo game: a model folder or module:function; the policy by default"
+    command.add_argument("--agent", action="append", default=[], metavar="NAME=PLAYER", help=text)
 
 
 def _add_generation(command: argparse.ArgumentParser) -> None:
@@ -232,7 +237,8 @@ def _eval(args: argparse.Namespace) -> int:
     policy = make(args.model, engine=args.engine, rows=args.rows)
     with evaluation.evaluation_rollout(policy, envs, args.split, sampling) as rollout:
         requests = evaluation.evaluation_requests(rollout, args.num_episodes)
-        with tqdm(total=len(requests), unit="episode", disable=None) as bar:
+        total = sum(rollout.pool.seats(request.entry) for request in requests)
+        with tqdm(total=total, unit="episode", disable=None) as bar:
             episodes = rollout.run(requests, progress=lambda _: bar.update())
     evaluation.require_valid(episodes)
     result = evaluation.summary(episodes)
@@ -276,7 +282,10 @@ def _collect(args: argparse.Namespace) -> int:
     if args.expert == bool(args.model):
         raise ValueError("collect: give either --model PATH or --expert")
     kwargs = _env_kwargs(args.env_arg)
-    listed = [EnvEntry(environment_id(name), kwargs=kwargs, address=args.address) for name in args.environment]
+    agents = _settings("--agent", args.agent) or None
+    listed = [
+        EnvEntry(environment_id(name), kwargs=kwargs, address=args.address, agents=agents) for name in args.environment
+    ]
     envs = [entry.on_split(args.split) for entry in listed]
     with tqdm(total=args.num_episodes, unit="episode", disable=None) as bar:
         seen = lambda episode: bar.update()

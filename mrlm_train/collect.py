@@ -62,7 +62,7 @@ def collect(
     Args:
         policy: who acts.
         envs: where; tasks are drawn by weight, as for training.
-        n: episodes to play; a multiple of `group_size`.
+        n: episodes to play, in games of several agents games; a multiple of `group_size`.
         output: the JSONL file; one that is there is replaced when the new one is complete.
         sampling: budgets and temperature.
         group_size: attempts at each task.
@@ -80,7 +80,9 @@ def collect(
     with Rollout(policy, pool, sampling, max_invalid_share=1.0) as rollout:
         requests = group_requests(pool, n // group_size, group_size, seed)
         settings = {
-            "envs": [[entry.id, entry.kwargs, entry.split, entry.weight, entry.address] for entry in pool.envs],
+            "envs": [
+                [e.id, e.kwargs, e.split, e.weight, e.address, *([e.agents] if e.agents else [])] for e in pool.envs
+            ],
             "policy": policy.name,
             "tokenizer": tokenizer_hash(policy.tokenizer),
             "sampling": rollout._settings,
@@ -89,15 +91,17 @@ def collect(
             "seed": seed,
         }
         partial = _Partial(Path(output), settings)
-        left = [request for request in requests if request.draw not in partial.done]
-        for episode in partial.done.values():
+        left = [r for r in requests if len(partial.done.get(r.draw, ())) < pool.seats(r.entry)]
+        for request in left:
+            partial.done.pop(request.draw, None)  # a game of which only some seats were written
+        resumed = [episode for seats in partial.done.values() for episode in seats.values()]
+        for episode in resumed:
             if progress is not None:
                 progress(episode)
-        resumed = len(partial.done)
         _play(rollout, left, partial, progress)
-    episodes = [partial.done[request.draw] for request in requests]
+    episodes = [episode for request in requests for episode in partial.done[request.draw].values()]
     check_validity(episodes, max_invalid_share)
-    result = _write(output, episodes, filter_reward, resumed)
+    result = _write(output, episodes, filter_reward, len(resumed))
     partial.path.unlink()
     return result
 
@@ -154,7 +158,7 @@ def _write(
 
 
 class _Partial:
-    """The episodes that have ended so far, by draw, on disk as soon as they end.
+    """The episodes that have ended so far, by draw and agent, on disk as soon as they end.
 
     The first line says which collection they are of.
     """
@@ -164,7 +168,7 @@ class _Partial:
         self.path = output.with_name(f".{output.name}.partial")
         text = json.dumps(jsonable(settings), sort_keys=True)
         self.head = json.dumps({"collection": hashlib.sha256(text.encode()).hexdigest()[:16], "settings": text})
-        self.done: dict[int, Episode] = {}
+        self.done: dict[int, dict[str | None, Episode]] = {}
         whole = 0
         if self.path.is_file():
             with self.path.open("rb") as file:
@@ -175,7 +179,7 @@ class _Partial:
                 )
             for line in lines[1:]:
                 episode = Episode.from_json(line.decode())
-                self.done[episode.sampling["draw"]] = episode
+                self._keep(episode)
             whole = sum(map(len, lines))
         self._whole = whole
 
@@ -192,7 +196,10 @@ class _Partial:
 
     def add(self, episode: Episode) -> None:
         self._line(episode.to_json())
-        self.done[episode.sampling["draw"]] = episode
+        self._keep(episode)
+
+    def _keep(self, episode: Episode) -> None:
+        self.done.setdefault(episode.sampling["draw"], {})[episode.agent] = episode
 
     def _line(self, text: str) -> None:
         self._file.write(text.encode() + b"\n")

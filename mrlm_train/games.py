@@ -5,7 +5,7 @@ whose results are futures: a seat hears the answer to its words when its next tu
 (parallel). So each seat is a conversation like any other to the engines, and two engines can serve one table.
 
 An agent that is out, or whose token budget is spent, hears its result when the game is over; until then the game goes
-on, and an agent without budget says nothing ("").
+on, and an agent without budget says nothing (""), so that stalling does not save it from losing.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from mrlm_train.players import Speaker
 
 Heard = tuple[Any, ...]
 """At first `(observation, info, terminated, truncated)`, then `(observation, reward, terminated, truncated, info)`."""
+
+MOST_SILENCE = 100  # steps after which a game that no seat has anything to say in is stopped
 
 Judge = Callable[[str, float, dict[str, Any]], float]
 """`(observation, reward, info) -> reward`: what a seat makes of the environment's reward; raises when it cannot."""
@@ -155,7 +157,9 @@ class Table:
 
     def _ask(self) -> None:
         """Play on until a seat must speak, or the game is over."""
-        while self._turn and not self._is_deserted():
+        silence = 0  # steps without a word from a seat
+        while self._turn and silence < MOST_SILENCE:
+            silence += 1
             waits = []
             for name in self._turn:
                 agent = self._agents[name]
@@ -175,11 +179,6 @@ class Table:
                 return
             self._step()
         self._finish()
-
-    def _is_deserted(self) -> bool:
-        """Whether of the seats still in the game none has anything left to say."""
-        seats = [agent for agent in self._agents.values() if agent.speak is None and not agent.is_out]
-        return bool(seats) and all(agent.is_mute for agent in seats)
 
     def _step(self) -> None:
         game, said, self._said = self._game, self._said, {}
@@ -242,7 +241,7 @@ class Table:
         self._pool.give(self._index, game)
         for name, agent in self._agents.items():
             if agent.speak is None:
-                if not agent.is_out:  # all seats have fallen silent
+                if not agent.is_out:  # stopped in silence
                     agent.truncated, agent.observation = True, ""
                 agent.info.setdefault("success", leaders == [name])
                 agent.info["returns"] = returns

@@ -26,14 +26,15 @@ class NumberGame(AECEnv[str, str, str | None]):
         super().__init__()
         self.possible_agents = ["first", "second"]
         self.low, self.high = low, high
+        self.space = Unicode()
         self.render_mode = None
         self.rng = np.random.default_rng()
 
     def observation_space(self, agent: str) -> Unicode:
-        return Unicode()
+        return self.space
 
     def action_space(self, agent: str) -> Unicode:
-        return Unicode()
+        return self.space
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
         if seed is not None:
