@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import gymnasium
@@ -14,7 +15,7 @@ from mrlm_envs.code.env import CodeEnv, program_in
 from mrlm_envs.code.generators import FAMILIES, generate
 from mrlm_envs.code.judge import Problem, Test, judge
 from mrlm_envs.code.tasks import problem
-from mrlm_envs.sandbox import Limits, Opaque, Sandbox
+from mrlm_envs.sandbox import Limits, Opaque, Sandbox, SandboxFault
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -158,6 +159,18 @@ raise ValueError('found: ' + found)
         assert "found: \n" in observation + "\n" or observation.rstrip().endswith("found:")
 
 
+def test_a_script_cannot_show_hidden_input_by_pretending_that_it_does_not_compile():
+    for public in (True, False):
+        tests = [{"stdin": "2\n", "stdout": "4\n", "public": public}, {"stdin": "77001\n", "stdout": "154002\n"}]
+        env = CodeEnv(tasks=[{"prompt": "Twice.", "tests": tests[not public :]}], max_turns=3)
+        env.reset(seed=0)
+        pretends = "x = int(input())\nif x > 2: raise SyntaxError(f'it was {x}')\nprint(2 * x)"
+        observation, *_, info = env.step(fenced(pretends))
+        assert "77001" not in observation and info["action_valid"]
+        observation, *_, info = env.step(fenced("x = 1\nx = ="))
+        assert "line 2" in observation and not info["action_valid"]
+
+
 def test_an_error_at_loading_is_shown_with_its_line_capped_and_escaped():
     env = CodeEnv(tasks=[SUM], max_turns=5)
     env.reset(seed=0)
@@ -227,6 +240,18 @@ def test_comparisons(compare, expected, same, other):
         assert not matches(got, expected, compare), got
 
 
+def test_comparing_takes_no_longer_for_deep_nesting():
+    def nested(text):
+        for _ in range(140):
+            text = [text]
+        return text
+
+    assert matches([nested("'\\"), 1], [1, nested("'\\")], "unordered")
+    assert not matches([nested("'\\"), 1], [1, nested("'")], "unordered")
+    mixed = [1, "1", 1.0, True, None, (1,), [1], {1}, {1: 1}, b"1", 1j, float("nan")]
+    assert matches(mixed[::-1], mixed, "unordered") and not matches([*mixed[:-1], 2], mixed, "unordered")
+
+
 def test_showing_a_value_is_bounded():
     assert len(show([["x" * 10_000] * 1000] * 1000)) <= 300
     assert "bits" in show(10**100_000)
@@ -241,6 +266,7 @@ def test_showing_a_value_is_bounded():
         ({"prompt": "x", "entry_point": "f", "tests": [{"args": []}]}, "test 1: field 'expected' is missing"),
         ({"prompt": "x", "entry_point": "f(", "tests": [{"args": [], "expected": 1}]}, "not a function's name"),
         ({**SUM, "compare": "same"}, "'compare' is 'same'"),
+        ({**SUM, "tests": [{"args": [1], "expected": {1, object}}]}, "is a type, which no program can"),
         ({**DEMO, "test_cases": [{"input": "f(", "output": "1"}]}, "not a Python literal"),
         ({**MBPP, "test_list": ["assert f("]}, "is not Python"),
         ({**MBPP, "test_list": ["assert True"], "challenge_test_list": []}, "no function"),
@@ -260,6 +286,10 @@ def test_a_row_that_does_not_fit_is_named(row, message):
         ({"reward": "partial"}, "'partial'"),
         ({"feedback": "all"}, "'all'"),
         ({"timeout_s": 0}, "timeout_s"),
+        ({"timeout_s": "3"}, "timeout_s must be a number from 0.01 to 600, got '3'"),
+        ({"memory_mb": 256.5}, "memory_mb must be"),
+        ({"syntax_reward": None}, "syntax_reward must be"),
+        ({"kinds": "line"}, "kinds must be a list"),
         ({"kinds": ["rotat"]}, "did you mean 'rotate'"),
         ({"difficulty": [0, 9]}, "difficulty"),
         ({"kinds": ["islands"], "difficulty": [1, 2]}, "begin at 5"),
@@ -359,3 +389,35 @@ def test_a_test_that_expects_an_exception_is_not_passed_by_dying():
     ):
         task = Problem("t", "", (Test(code=test),), "f", hosts={"f": "f"})
         assert judge(Sandbox.shared(), task, program, Limits()).solved is solved
+
+
+def test_a_program_cannot_end_the_tests_loop_by_raising_stop_iteration():
+    for test in ("assert all(map(lambda x: f(x) == x + 1, range(5)))", "for y in map(f, range(5)): assert y > 0"):
+        task = Problem("t", "", (Test(code=test),), "f", hosts={"f": "f"})
+        assert not judge(Sandbox.shared(), task, "def f(x): raise StopIteration", Limits()).solved
+        assert judge(Sandbox.shared(), task, "def f(x): return x + 1", Limits()).solved
+
+
+def test_a_value_that_is_slow_to_test_costs_no_more_time_than_a_slow_program():
+    task = Problem("t", "", (Test(code="assert set(f(1)) == {1}"),), "f", hosts={"f": "f"})
+    collide, started = "def f(x): return [(2**61 - 1) * i for i in range(100_000)]", time.monotonic()
+    verdict = judge(Sandbox.shared(), task, collide, Limits(timeout_s=0.5))
+    assert verdict.outcomes[0].failure is not None and verdict.outcomes[0].failure.kind == "timeout"
+    assert time.monotonic() - started < 15
+
+
+def test_a_right_program_is_paid_though_the_process_of_the_tests_has_waited_for_hours():
+    task = Problem("t", "", (Test(code="assert f(1) == 2"),), "f", hosts={"f": "f"})
+    with Sandbox(workers=1) as pool:
+        for _ in range(2):
+            assert judge(pool, task, "def f(x): return x + 1", Limits()).solved
+            pool._trusted[0][3]._started -= 5 * 3600
+
+
+def test_tests_that_do_not_load_are_our_fault_and_not_the_programs():
+    task = Problem("t", "", (Test(code="assert f(1) == 2"),), "f", setup="import nonexistent", hosts={"f": "f"})
+    with pytest.raises(SandboxFault, match="the tests of t do not load: ModuleNotFoundError"):
+        judge(Sandbox.shared(), task, "def f(x): return x + 1", Limits())
+    asking = Problem("t", "", (Test(code="assert x == 2"),), "f", setup="x = f(1)", hosts={"f": "f"})
+    assert not judge(Sandbox.shared(), asking, "def f(x): raise ValueError", Limits()).solved
+    assert judge(Sandbox.shared(), asking, "def f(x): return 2", Limits()).solved

@@ -64,21 +64,25 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _canonical(value: Any) -> str:
-    """The same text for strictly equal values and no others, and cheap to sort by."""
+def _canonical(value: Any) -> tuple[str, Any]:
+    """Type name and content, equal for strictly equal values and no others, and sortable whatever they are.
+
+    Content is text, or a tuple of such pairs: text of text would double its quoting at every level.
+    """
+    name = type(value).__name__
     if isinstance(value, set | frozenset):
-        return f"{type(value).__name__}{sorted(map(_canonical, value))}"
+        return name, tuple(sorted(map(_canonical, value)))
     if isinstance(value, dict):
-        return f"dict{sorted((_canonical(k), _canonical(v)) for k, v in value.items())}"
+        return name, tuple(sorted((_canonical(k), _canonical(v)) for k, v in value.items()))
     if isinstance(value, list | tuple):
-        return f"{type(value).__name__}{[_canonical(item) for item in value]}"
+        return name, tuple(map(_canonical, value))
     if isinstance(value, int) and not isinstance(value, bool):
-        return f"int {value:x}"
+        return name, f"{value:x}"
     if isinstance(value, Opaque):
-        return f"opaque {id(value)}"
+        return name, str(id(value))
     if value == 0.0 and isinstance(value, float):
-        return "float 0"
-    return f"{type(value).__name__} {value!r}"
+        return name, "0.0"
+    return name, repr(value)
 
 
 class _Show(reprlib.Repr):

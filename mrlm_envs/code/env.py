@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 from mrlm_envs.code.feedback import describe
 from mrlm_envs.code.generators import FAMILIES, check_range, generate
-from mrlm_envs.code.judge import Problem, judge
+from mrlm_envs.code.judge import NOT_PYTHON, Problem, judge
 from mrlm_envs.code.tasks import problem
 from mrlm_envs.core import EnvFault, Opening, Options, Reply, TextEnv
 from mrlm_envs.sandbox import Limits, Sandbox, SandboxFault, SandboxUnavailable
@@ -78,12 +78,17 @@ class CodeEnv(TextEnv):
             raise ValueError(f"reward must be 'binary' or 'fraction', got {reward!r}")
         if feedback not in ("public", "none"):
             raise ValueError(f"feedback must be 'public' or 'none', got {feedback!r}")
-        if not 0 < timeout_s <= 600 or memory_mb < 16:
-            raise ValueError(
-                f"timeout_s must be in (0, 600] and memory_mb at least 16, got {timeout_s!r} and {memory_mb!r}"
-            )
-        self.kinds = tuple(FAMILIES if kinds is None else kinds)
-        self.difficulty = check_range(self.kinds, difficulty)
+        for name, value, low, high in (
+            ("timeout_s", timeout_s, 0.01, 600),
+            ("memory_mb", memory_mb, 16, 1 << 20),
+            ("syntax_reward", syntax_reward, 0, 1),
+        ):
+            kinds_of_number = int if name == "memory_mb" else int | float
+            if isinstance(value, bool) or not isinstance(value, kinds_of_number) or not low <= value <= high:
+                raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}")
+        kinds = tuple(FAMILIES) if kinds is None else kinds
+        self.difficulty = check_range(kinds, difficulty)
+        self.kinds = tuple(kinds)
         self.reward, self.syntax_reward, self.feedback = reward, syntax_reward, feedback
         self.limits = Limits(timeout_s=float(timeout_s), memory_mb=memory_mb)
         self.tasks = None if tasks is None else Tasks(tasks, self.split, problem)
@@ -114,7 +119,7 @@ class CodeEnv(TextEnv):
         rewards = {"tests": float(verdict.solved)}
         if self.reward == "fraction":
             rewards["tests"] = verdict.passed / verdict.total
-        is_python = verdict.load is None or verdict.load.type not in ("SyntaxError", "IndentationError", "TabError")
+        is_python = verdict.load is None or verdict.load.type not in NOT_PYTHON
         if self.syntax_reward:
             rewards["syntax"] = self.syntax_reward * (is_python and not self.syntax_is_paid)
             self.syntax_is_paid |= is_python

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from mrlm_envs.code.compare import Compare, matches
-from mrlm_envs.sandbox import Answer, Failure, Limits, Opaque, Program, Sandbox
+from mrlm_envs.sandbox import Answer, Failure, Limits, Opaque, Program, Sandbox, SandboxFault
 from mrlm_envs.sandbox.program import Host, HostCall
 
 
@@ -103,6 +103,8 @@ class Verdict:
         return self.load is None and self.passed == self.total > 0
 
 
+NOT_PYTHON = ("SyntaxError", "IndentationError", "TabError")
+"""Exceptions of a program that does not compile."""
 CRASHED = Failure("crash", "the program brought its sandbox down twice")
 
 
@@ -161,8 +163,13 @@ def _judge_scripts(sandbox: Sandbox, problem: Problem, code: str, limits: Limits
                 failure = program.load(code, "__main__")
                 program.close()  # dead first: a thread of it may still print
                 printed, _ = program.output()
-            if failure is not None and failure.type in ("SyntaxError", "IndentationError", "TabError"):
-                return Verdict(tuple(outcomes), len(problem.tests), failure)
+            if failure is not None and failure.type in NOT_PYTHON:
+                load = failure
+                if not test.public:  # it may pretend, with hidden input in its message: hear one that has read nothing
+                    with sandbox.open(limits) as program:
+                        load = program.load(code, "__main__")
+                if load is not None and load.type in NOT_PYTHON:
+                    return Verdict(tuple(outcomes), len(problem.tests), load)
             outcomes.append(Outcome(test, failure is None and same_output(printed, test.expected), failure, printed))
     return Verdict(tuple(outcomes), len(problem.tests))
 
@@ -226,7 +233,11 @@ def _run_asserts(
                 ahead = foreseen.get(test.code, [])
                 answers = program.calls((problem.hosts[name], args, kwargs) for name, args, kwargs in ahead)
                 known = [(call, answer) for call, answer in zip(ahead, answers) if program.failure is None]
-                failure = trusted.call("_run_test", [test.code], hosts=hosts, known=known).failure
+                # What the program returned may be built to be slow to test, so a test may take as long as the program.
+                failure = trusted.call("_run_test", [test.code], None, hosts, known, limits.total).failure
+                broken = trusted.finish_load()
+                if broken is not None and not current:
+                    raise SandboxFault(f"the tests of {problem.task_id} do not load: {broken.type}: {broken.message}")
                 death = program.failure if current else None  # a call that was foreseen but not asked may kill it
                 outcomes.append(_assert_outcome(test, failure or death, death))
                 asked[test.code] = list(itertools.takewhile(_is_plain, current))[:_MOST_CALLS]

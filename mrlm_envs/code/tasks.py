@@ -12,11 +12,12 @@
 import ast
 import builtins
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from mrlm_envs.code.compare import COMPARISONS, Compare, show
 from mrlm_envs.code.judge import Problem, Test
-from mrlm_envs.sandbox.values import ValueRefused, encode
+from mrlm_envs.sandbox.values import ValueRefused, decode, encode
 
 Row = Mapping[str, Any]
 
@@ -101,11 +102,16 @@ def call_text(name: str, test: Test) -> str:
 
 
 def _checked(test: Test, at: str) -> Test:
+    """The test with its values as they come back from a sandbox: of base types."""
+
+    def refuse(value: object) -> int:
+        raise ValueRefused(f"{show(value)} is a {type(value).__name__}, which no program can take or return")
+
     try:
-        encode([*test.args, test.kwargs, test.expected])
+        args, kwargs, expected = decode(encode([test.args, test.kwargs, test.expected], refuse))
     except ValueRefused as error:
         raise ValueError(f"{at}: {error}") from None
-    return test
+    return replace(test, args=args, kwargs=kwargs, expected=expected)
 
 
 def _name(name: str, field: str, where: str) -> str:

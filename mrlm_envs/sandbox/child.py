@@ -226,7 +226,7 @@ class _Driver:
         if self.hosted:
             return values.Opaque(type_name, ref)
         if not 0 <= ref < len(self.objects):
-            raise TypeError(f"an argument of type {type_name} cannot enter the sandbox")
+            raise values.ValueRefused(f"an argument of type {type_name} cannot enter the sandbox")
         return self.objects[ref]
 
     def _host(self, name: str) -> Callable[..., Any]:
@@ -245,8 +245,11 @@ class _Driver:
             if kind == "value":
                 return values.decode(rest[0], self._resolve)
             error = getattr(builtins, rest[0], None)
-            known = isinstance(error, type) and issubclass(error, Exception)
-            raise (error if known and error is not None else RuntimeError)(rest[1])
+            if not isinstance(error, type) or not issubclass(error, Exception):
+                error = RuntimeError
+            if issubclass(error, StopIteration):  # as PEP 479: `for x in map(candidate, …)` would end at it, all passed
+                error = RuntimeError
+            raise error(rest[1])
 
         ask.__name__ = name
         return ask

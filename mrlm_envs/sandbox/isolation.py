@@ -68,8 +68,13 @@ def landlock_version() -> int:
     return max(0, _libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_long(0), ctypes.c_long(1)))
 
 
-def landlock_ruleset(readable: Iterable[str], scratch: str) -> int:
+def landlock_ruleset(readable: Iterable[str], scratch: str, listed: Iterable[str] = ()) -> int:
     """A ruleset that lets a process read `readable` (files or directories) and use one flat directory `scratch`.
+
+    Args:
+        readable: Files, and directories with all that is in them.
+        scratch: The directory to use.
+        listed: Directories in which names may be listed, and no more.
 
     Returns:
         A file descriptor, to be enforced by `landlock_restrict`.
@@ -87,6 +92,8 @@ def landlock_ruleset(readable: Iterable[str], scratch: str) -> int:
     try:
         for path in readable:
             _landlock_allow(ruleset, path, _READ_FILE | _READ_DIR, rights)
+        for path in listed:
+            _landlock_allow(ruleset, path, _READ_DIR, rights)
         _landlock_allow(ruleset, "/dev/null", _READ_FILE | _WRITE_FILE, rights)
         used = _READ_FILE | _READ_DIR | _WRITE_FILE | _REMOVE_FILE | _MAKE_REG | _TRUNCATE
         _landlock_allow(ruleset, scratch, used, rights)

@@ -44,7 +44,9 @@ class Slot:
         self.scratch = tempfile.mkdtemp(prefix="run-", dir=root)
         self.directory = os.open(self.scratch, os.O_RDONLY | os.O_CLOEXEC)
         self.stdin, self.stdout, self.stderr = (_memory_file(name) for name in ("stdin", "stdout", "stderr"))
-        self.ruleset = isolation.landlock_ruleset(readable_paths(), self.scratch) if with_landlock else -1
+        self.ruleset = -1
+        if with_landlock:
+            self.ruleset = isolation.landlock_ruleset(readable_paths(), self.scratch, listed_directories())
         self.worker: Worker | None = None
 
     def feed(self, stdin: str) -> None:
@@ -65,15 +67,19 @@ class Slot:
         return size, count
 
     def clean(self) -> None:
-        """Empties it for the next process; the last one must be dead."""
+        """Empties it for the next process, which must not even find the last one's file positions and times; that one
+        must be dead."""
         for fd in (self.stdin, self.stdout, self.stderr):
             if os.fstat(fd).st_size:
                 os.ftruncate(fd, 0)
+            os.lseek(fd, 0, os.SEEK_SET)
+            os.utime(fd)
         for name in os.listdir(self.directory):
             try:
                 os.unlink(name, dir_fd=self.directory)
             except IsADirectoryError:  # only without Landlock
                 shutil.rmtree(os.path.join(self.scratch, name), ignore_errors=True)
+        os.utime(self.directory)
 
     def close(self) -> None:
         """Gives everything back to the system."""
@@ -104,28 +110,39 @@ def _memory_file(name: str) -> int:
 def readable_paths() -> tuple[str, ...]:
     """What a sandboxed interpreter may read: the standard library and the shared libraries it needs.
 
-    Installed packages are left out where they lie in the same tree as ours: the generators in them hold reference
-    solutions.
+    Installed packages are left out, and ours wherever it lies: in some of them are data sets with their solutions.
     """
+    found = [path for tree in _trees() for path in _without(tree, _hidden())]
+    return tuple(p for p in dict.fromkeys(found) if not any(p != q and p.startswith(q + "/") for q in found))
+
+
+@functools.lru_cache(maxsize=1)
+def listed_directories() -> tuple[str, ...]:
+    """Directories of which only some contents may be read, but whose names an import looks through."""
+    above = {parent for path in _hidden() for parent in path.parents}
+    return tuple(sorted(str(d) for d in above if any(d == tree or tree in d.parents for tree in _trees())))
+
+
+def _trees() -> list[Path]:
+    """Files and directories of the standard library and the shared libraries."""
     library = sysconfig.get_config_var("MULTIARCH") or ""
     wanted = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), sysconfig.get_config_var("LIBDIR") or ""]
     wanted += [f"/usr/lib/{library}", f"/lib/{library}"] if library and Path(f"/usr/lib/{library}").is_dir() else []
     wanted += ["/lib64", "/usr/lib64"] if wanted[3:] else ["/lib", "/lib64", "/usr/lib", "/usr/lib64"]
     wanted += ["/etc/ld.so.cache", "/usr/share/zoneinfo", "/dev/urandom"]
-    package = Path(__file__).resolve().parents[1]
-    hidden = package.parent if package.parent.name.endswith("-packages") else package
-    found: list[str] = []
-    for path in wanted:
-        if path and os.path.exists(path):
-            found += _without(Path(path).resolve(), hidden)
-    outermost = [p for p in dict.fromkeys(found) if not any(p != q and p.startswith(q + "/") for q in found)]
-    return tuple(outermost)
+    return [Path(path).resolve() for path in wanted if path and os.path.exists(path)]
 
 
-def _without(path: Path, hidden: Path) -> list[str]:
-    if path == hidden:
+def _hidden() -> set[Path]:
+    """Our package, and every `site-packages` and `dist-packages` in a tree."""
+    installed = {path for tree in _trees() for at in ("", "python*/") for path in tree.glob(f"{at}*-packages")}
+    return {Path(__file__).resolve().parents[1], *installed}
+
+
+def _without(path: Path, hidden: set[Path]) -> list[str]:
+    if path in hidden:
         return []
-    if path not in hidden.parents:
+    if not any(path in each.parents for each in hidden):
         return [str(path)]
     return [p for child in sorted(path.iterdir()) if not child.is_symlink() for p in _without(child, hidden)]
 

@@ -46,6 +46,10 @@ class _Deadline:
         except OSError:  # not Linux, or it is dead
             return float("inf")
 
+    def excuse(self, seconds: float) -> None:
+        """Puts the end off by time that the program spent waiting for us."""
+        self._start += seconds
+
     def left(self) -> float:
         """Seconds that remain."""
         waited = time.monotonic() - self._start
@@ -70,6 +74,7 @@ class Program:
         self._buffer = bytearray()
         self._ready = self._gone = False
         self._posted: tuple[int, Mapping[str, Host]] | None = None
+        self._load_failure: Failure | None = None
         self._started = 0.0
         self._poller = select.poll()
         self._poller.register(process.channel, select.POLLIN)
@@ -103,11 +108,11 @@ class Program:
             self._outgoing = self._outgoing[self._process.channel.send(self._outgoing) :]
 
     def finish_load(self) -> Failure | None:
-        """Waits for what `post_load` began."""
-        if self._posted is None:
-            return self.failure
-        (ticket, hosts), self._posted = self._posted, None
-        return self._request(ticket, b"", self._limits.timeout_s, hosts).failure
+        """Waits for what `post_load` began, and says how it failed."""
+        if self._posted is not None:
+            (ticket, hosts), self._posted = self._posted, None
+            self._load_failure = self._request(ticket, b"", self._limits.timeout_s, hosts).failure
+        return self.failure or self._load_failure
 
     def call(
         self,
@@ -116,6 +121,7 @@ class Program:
         kwargs: Mapping[str, Any] | None = None,
         hosts: Mapping[str, Host] | None = None,
         known: Sequence[tuple[HostCall, Answer]] = (),
+        timeout_s: float | None = None,
     ) -> Answer:
         """Calls a function of the program.
 
@@ -125,11 +131,13 @@ class Program:
             kwargs: The same by name.
             hosts: As in `load`.
             known: What the hosts will be asked, and their answers, so far as that is known.
+            timeout_s: Seconds for this call, hosts left out; the limits' when None.
         """
         table = [(_call(*asked)[1:4], _reply(answer)) for asked, answer in known]
         message = _call(function, args, kwargs or {}, table)
-        failure = self.finish_load()
-        return Answer(failure=failure) if failure else next(self._requests([message], self._limits.timeout_s, hosts))
+        if failure := self.finish_load():
+            return Answer(failure=failure)
+        return next(self._requests([message], timeout_s or self._limits.timeout_s, hosts))
 
     def calls(self, calls: Iterable[HostCall]) -> Iterator[Answer]:
         """Calls functions one after the other, sending what is to be called ahead; ends when the process does.
@@ -226,7 +234,10 @@ class Program:
             if reply[0] == "ask" and hosts:
                 _, name, args, kwargs = reply
                 named = {k: values.decode(v) for k, v in kwargs}
-                self._send(_frame(_reply(hosts[name]([values.decode(a) for a in args], named))), deadline)
+                asked = time.monotonic()
+                answer = hosts[name]([values.decode(a) for a in args], named)
+                deadline.excuse(time.monotonic() - asked)
+                self._send(_frame(_reply(answer)), deadline)
             elif reply[0] in ("value", "error") and reply[1] == ticket:
                 return reply
             else:

@@ -35,6 +35,15 @@ class Limits:
     disk_mb: int = 64
     recursion: int = 1000
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            kind = int | float if name in ("timeout_s", "total_s") else int
+            if value is None and name == "total_s":
+                continue
+            least = 0 if name == "memory_mb" else 1e-3
+            if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= 1e9:
+                raise ValueError(f"limit {name} must be a positive {'whole ' * (kind is int)}number, got {value!r}")
+
     @property
     def total(self) -> float:
         """Seconds for the whole program."""
@@ -111,12 +120,15 @@ def printable(text: str, limit: int = 2000) -> str:
 
     Args:
         text: Anything a program wrote.
-        limit: Most characters to keep.
+        limit: Most characters of it to keep.
     """
-    if len(text) > limit:
-        head = limit * 2 // 3
-        text = f"{text[:head]}\n… {len(text) - limit} characters left out …\n{text[len(text) - (limit - head) :]}"
-    text = text.replace("<|", "< |").replace("|>", "| >")
-    return "".join(
-        c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text
-    )
+    text = _cut(text, limit).replace("<|", "< |").replace("|>", "| >")
+    shown = [c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text]
+    return _cut("".join(shown), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    head = limit * 2 // 3
+    return f"{text[:head]}\n… {len(text) - limit} characters left out …\n{text[len(text) - (limit - head) :]}"

@@ -32,6 +32,7 @@ Call = tuple[str, Sequence[Any]] | tuple[str, Sequence[Any], Mapping[str, Any]]
 T = TypeVar("T")
 _TRUSTED_USES = 500  # then a fresh process, in case the trusted code leaks
 _TRUSTED_S = 120.0
+_NO_LIMIT_S = 1e9
 _CANARY = "def double(x):\n    return 2 * x\n"
 
 
@@ -107,6 +108,9 @@ class Sandbox:
             SandboxUnavailable: No isolation works here.
         """
         calls = list(calls)
+        for call in calls:
+            if not isinstance(call, tuple | list) or not 2 <= len(call) <= 3 or not isinstance(call[0], str):
+                raise ValueError(f"a call must be (name, args) or (name, args, kwargs), got {call!r}")
         started = time.monotonic()
 
         def once() -> Result:
@@ -186,7 +190,7 @@ class Sandbox:
         if held is None or held[1].memory_mb != memory_mb or held[2] >= _TRUSTED_USES:
             if held is not None:
                 held[0].close()
-            stack, limits = contextlib.ExitStack(), Limits(_TRUSTED_S, 3600.0, memory_mb)
+            stack, limits = contextlib.ExitStack(), Limits(_TRUSTED_S, _NO_LIMIT_S, memory_mb)
             held = stack, limits, 0, stack.enter_context(self.open(limits, queue=False))
         stack, limits, uses, program = held
         try:
@@ -370,7 +374,7 @@ class Session:
 
     def __init__(self, sandbox: Sandbox, limits: Limits, seed: int) -> None:
         self._sandbox, self._seed = sandbox, seed
-        total = 86_400.0 if limits.total_s is None else limits.total_s
+        total = _NO_LIMIT_S if limits.total_s is None else limits.total_s
         self._limits = Limits(
             limits.timeout_s, total, limits.memory_mb, limits.file_mb, limits.disk_mb, limits.recursion
         )

@@ -158,7 +158,7 @@ def _decode(wire: Any, resolve: Callable[[str, int], Any], depth: int) -> Any:
             return resolve(wire[1], wire[2])
     except ValueRefused:
         raise
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
         raise ValueRefused("a malformed value") from error
     raise ValueRefused("a malformed value")
 
