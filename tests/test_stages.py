@@ -175,3 +175,20 @@ def test_the_first_seeds_configuration_runs_with_the_model_path_changed(
     [row] = [row for row in metrics(tmp_path / "run") if "value_loss" in row]
     assert row["invalid"] == 0
     assert (tmp_path / "run" / "final" / VALUE_HEAD).is_file()
+
+
+@pytest.mark.parametrize("name", ["number_game", "debate_selfplay", "debate_grpo"])
+def test_the_example_of_a_game_runs_on_the_toy_policy(name: str, model: str, tmp_path: Path) -> None:
+    settings = [f"model.model_name_or_path={model}", "rollout.eval_episodes=4"]
+    for stage in (0, 1):
+        settings += [f"stages.{stage}.training.max_steps=2", f"stages.{stage}.training.batch_size=4"]
+    assert train(CONFIGS / f"{name}.yaml", tmp_path / "run", *settings) == 0
+    [folder] = (tmp_path / "run").glob("stage-2-*")
+    rows = metrics(folder)
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2]
+    if name == "debate_selfplay":
+        seats = [f"mrlm_envs.debate:parallel_env/{side}" for side in ("pro", "con")]
+        assert sum(rows[0][f"reward/{seat}"] for seat in seats) == pytest.approx(1.0)  # the two share one point
+        assert set(seats) <= {name.removeprefix("baseline/") for name in rows[0]}
+    if name == "number_game":
+        assert "eval_examples.selfplay.number_game:env/first_success" in rows[-1]

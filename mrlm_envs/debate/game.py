@@ -19,7 +19,7 @@ from pettingzoo import ParallelEnv
 from mrlm_envs.core import EnvFault
 from mrlm_envs.debate.env import closing
 from mrlm_envs.debate.judges import make_judge
-from mrlm_envs.debate.match import SYSTEM_PROMPT, Match, result
+from mrlm_envs.debate.match import SYSTEM_PROMPT, Match, result, script
 from mrlm_envs.debate.rules import MAX_STATEMENT
 from mrlm_envs.debate.topics import SIDES, Draw, Topics
 from mrlm_envs.debate.verdict import Judge
@@ -171,6 +171,11 @@ class DebateGame(ParallelEnv[str, str, str | None]):
     def _info(self) -> dict[str, Any]:
         turn = len(self.match.rounds)
         return {"task_id": self.draw.task_id, "seed": self.seed, "turn": turn, "role": "user"}
+
+    def expert(self, agent: str) -> str:
+        """An honest statement of a side for the current round."""
+        # A generator of its own: asking the expert must not change the debate.
+        return script(self.match, agent, np.random.default_rng([self.seed, len(self.match.rounds), SIDES.index(agent)]))
 
     def render(self) -> str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The debate so far under `render_mode="ansi"`, else None."""
