@@ -191,7 +191,13 @@ class EnvEntry:
         return f"mrlm_envs:{self.id}" if self.id.startswith("mrlm/") else self.id
 
     def _knows_splits(self) -> bool:
-        if self.id.startswith("mrlm/") or self.address is not None:
+        if self.id.startswith("mrlm/"):
+            return True
+        if self.address is not None:  # the server knows
+            try:
+                replace(self, split="train")._build_single().close()
+            except (ValueError, TypeError):
+                return False  # or something else is wrong, which `build` says
             return True
         creator: Any = self.make
         if self.is_game:

@@ -35,8 +35,25 @@ class FlakyGuess(GuessNumber):
         return super().respond(action)
 
 
-if "tests/FlakyGuess-v0" not in gymnasium.registry:
-    gymnasium.register("tests/FlakyGuess-v0", entry_point=FlakyGuess)
+class Parrot(gymnasium.Env[str, str]):
+    """A third party's environment, which has no splits."""
+
+    observation_space = action_space = gymnasium.spaces.Text(100)
+
+    def __init__(self, word: str = "a") -> None:
+        self.word = word
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        return f"say {self.word}", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return "", float(action.count(self.word) > 0), True, False, {}
+
+
+for name, env in {"tests/FlakyGuess-v0": FlakyGuess, "tests/Parrot-v0": Parrot}.items():
+    if name not in gymnasium.registry:
+        gymnasium.register(name, entry_point=env)
 
 
 def train(folder: Path, env: EnvEntry, steps: int = 4, callback: Any = None, **settings: Any) -> tuple[Any, Any]:
@@ -83,6 +100,16 @@ def test_grpo_through_two_servers_gives_the_curve_of_the_local_run(tmp_path: Pat
         address = ",".join(address for _, address in servers)
         served = train(tmp_path / "served", EnvEntry("tests/Guess-v0", {"high": 9}, address=address))
     same(local, served)
+
+
+def test_a_served_environment_without_splits_trains(tmp_path: Path) -> None:
+    with spawned(1, "--allow-kwargs", "word", environments="tests.test_serving_training:tests/Parrot-v0") as servers:
+        entry = EnvEntry("tests/Parrot-v0", {"word": "b"}, address=servers[0][1])
+        logged, _ = train(tmp_path, entry, steps=1)
+        guess = EnvEntry("tests/Parrot-v0", {"ward": "b"}, address=servers[0][1])
+        with pytest.raises((TypeError, ValueError), match="ward"):
+            guess.on_split("train").build()
+    assert 0 < logged[0]["reward"] < 1
 
 
 @pytest.mark.slow
