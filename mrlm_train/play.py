@@ -1,6 +1,6 @@
 """`mrlm play`: a person plays an environment in the terminal."""
 
-import json
+import ast
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +8,9 @@ import gymnasium
 
 HELP = (
     "Type your reply; a line that is only ``` opens and closes a reply of several lines. "
-    "/expert shows the reference, /quit leaves."
+    "/expert shows the reference, /expert! says it, /quit leaves."
 )
+TOOL_HELP = "Call one as /NAME text, with several arguments as /NAME path='a', content='b', and answer as /answer 42."
 
 
 def play(
@@ -33,13 +34,15 @@ def play(
     tell(HELP)
     if info.get("system"):
         tell(f"\n[system]\n{info['system']}")
-    if info.get("tools"):
-        tell("\n[tools]\n" + "\n".join(json.dumps(tool) for tool in info["tools"]))
+    tools = {tool["function"]["name"]: tool["function"] for tool in info.get("tools") or ()}
+    if tools:
+        tell("\n[tools]\n" + "\n".join(_signature(tool) for tool in tools.values()) + f"\n{TOOL_HELP}")
     total, is_over = 0.0, False
     while not is_over:
         tell(f"\n[{info.get('role', 'user')}]\n{observation}\n")
-        action = _read(env, ask, tell)
+        action = _read(env, tools, ask, tell)
         if action is None:
+            tell(f"\nleft before the end; return so far {total:g}")
             break
         observation, reward, terminated, truncated, info = env.step(action)
         total += float(reward)
@@ -50,23 +53,68 @@ def play(
     return total
 
 
-def _read(env: gymnasium.Env[str, str], ask: Callable[[str], str], tell: Callable[[str], None]) -> str | None:
+def _read(
+    env: gymnasium.Env[str, str], tools: dict[str, Any], ask: Callable[[str], str], tell: Callable[[str], None]
+) -> str | None:
+    """The next action, None when the person leaves."""
     try:
-        line = ask("> ")
-        while line.strip() == "/expert":
-            expert = getattr(env.unwrapped, "expert", lambda: None)()
-            tell(expert if expert is not None else "this environment has no reference action")
+        while True:
             line = ask("> ")
-        if line.strip() == "/quit":
-            return None
-        if line.strip() != "```":
-            return line
-        lines = []
-        while (line := ask("| ")).strip() != "```":
-            lines.append(line)
-        return "\n".join(lines)
+            command, _, rest = line.strip().partition(" ")
+            if command in ("/expert", "/expert!"):
+                expert = getattr(env.unwrapped, "expert", lambda: None)()
+                tell(expert if expert is not None else "this environment has no reference action")
+                if command == "/expert!" and expert is not None:
+                    return expert
+            elif command == "/quit":
+                return None
+            elif tools and command == "/answer":
+                return f"<answer>{rest}</answer>"
+            elif tools and command.startswith("/"):
+                tool = tools.get(command[1:])
+                if tool is None:
+                    tell(f"no tool {command[1:]!r}; there are {', '.join(tools)}")
+                elif (arguments := _arguments(tool, rest)) is None:
+                    tell(f"it is called as {_signature(tool)}")
+                else:
+                    call = _call(env, tool["name"], arguments)
+                    tell(call)
+                    return call
+            elif line.strip() == "```":
+                lines = []
+                while (line := ask("| ")).strip() != "```":
+                    lines.append(line)
+                return "\n".join(lines)
+            elif line.strip():
+                return line
     except EOFError:
         return None
+
+
+def _signature(tool: dict[str, Any]) -> str:
+    schema = tool["parameters"]
+    optional = set(schema.get("properties", ())) - set(schema.get("required", ()))
+    names = [f"{name}?" if name in optional else name for name in schema.get("properties", ())]
+    return f"{tool['name']}({', '.join(names)}): {tool.get('description', '')}"
+
+
+def _arguments(tool: dict[str, Any], text: str) -> dict[str, Any] | None:
+    """Arguments written as in Python, or as the bare text of the only one needed; None when they do not fit."""
+    known, needed = tool["parameters"].get("properties", {}), tool["parameters"].get("required", [])
+    try:
+        parsed: Any = ast.parse(f"f({text})", mode="eval").body
+        named = {word.arg: ast.literal_eval(word.value) for word in parsed.keywords}
+        if not parsed.args and set(named) <= set(known) and set(needed) <= set(named):
+            return named
+    except (SyntaxError, ValueError, AttributeError):
+        pass  # no Python: it may be bare text
+    return {needed[0]: text} if len(needed) == 1 and text else None
+
+
+def _call(env: gymnasium.Env[str, str], name: str, arguments: dict[str, Any]) -> str:
+    from mrlm_envs.tools.calls import Call, render
+
+    return render([Call(name, arguments)], getattr(env.unwrapped, "call_format", "auto"))
 
 
 def _parts(info: dict[str, Any]) -> str:

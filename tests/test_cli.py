@@ -108,6 +108,27 @@ def test_a_person_plays_and_may_see_the_reference():
     assert "solved; return 1 (correct 1)" in won.stdout and won.returncode == 0
 
 
+def test_a_person_plays_tools_without_writing_json():
+    asked = "\n/nope 1\n/calculator\n/calculator (2+3)*7\n/answer 35\n"
+    result = mrlm("play", "tools", "--seed", 3, "--env-arg", "kinds=[calculator]", input=asked)
+    assert "calculator(expression): Evaluates" in result.stdout and "no tool 'nope'" in result.stdout
+    assert "it is called as calculator(expression)" in result.stdout
+    assert "[tool]\n35" in result.stdout and "That is not right." in result.stdout
+    several = "/write_file path='a b.txt', content=\"it's\"\n/read_file a b.txt\n/quit\n"
+    files = mrlm("play", "tools", "--seed", 1, "--env-arg", "call_format=react", input=several)
+    assert "Action: write_file" in files.stdout and "[tool]\nit's" in files.stdout
+    assert "left before the end; return so far 0" in files.stdout
+    solved = mrlm("play", "tools", "--seed", 3, input="/expert!\n" * 9)
+    assert "solved; return 1" in solved.stdout
+
+
+def test_a_person_plays_a_debate():
+    result = mrlm("play", "debate", "--seed", 1, input="\n/expert\n/expert!\nI hold to [C1].\n/expert!\n")
+    assert result.stdout.count("\n[user]\n") == 4  # the motion, and after each of three statements the answer
+    assert "Your evidence:" in result.stdout and "The debate is" in result.stdout and "; return 0." in result.stdout
+    assert result.returncode == 0 and not result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
