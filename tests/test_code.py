@@ -1,5 +1,6 @@
 """`mrlm/Code-v0`: problems, rows, verdicts, feedback."""
 
+import copy
 import json
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 from mrlm_envs.checker import check_text_env
 from mrlm_envs.code.compare import matches, show
 from mrlm_envs.code.env import CodeEnv, program_in
-from mrlm_envs.code.generators import FAMILIES, generate
+from mrlm_envs.code.generators import FAMILIES, _compiled, generate
 from mrlm_envs.code.judge import Problem, Test, judge
 from mrlm_envs.code.tasks import problem
 from mrlm_envs.sandbox import Limits, Opaque, Sandbox, SandboxFault
@@ -97,6 +98,25 @@ def test_the_reference_solves_every_family_and_a_constant_solves_none(name):
         assert judge(sandbox, task, task.reference, Limits()).solved, task.prompt
         constant = f"def {name}(*args):\n    return {task.tests[0].expected!r}"
         assert not judge(sandbox, task, constant, Limits()).solved, task.prompt
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_tasks_of_other_names_are_other_functions_so_the_split_keeps_them_apart(name):
+    rng = np.random.default_rng(5)
+    drawn = [generate(rng, (name,), (FAMILIES[name].level, 5)) for _ in range(60)]
+    inputs = [test.args for task in drawn[:30] for test in task.tests]
+    known: dict[str, str] = {}
+    for task in {task.task_id: task for task in drawn}.values():
+        solve = _compiled(task.reference, name)
+        behaviour = repr([_outcome(solve, args) for args in inputs])
+        assert known.setdefault(behaviour, task.task_id) == task.task_id
+
+
+def _outcome(solve, args):
+    try:
+        return solve(*copy.deepcopy(args))
+    except (ArithmeticError, IndexError, ValueError) as error:  # inputs of a task with other parameters
+        return type(error).__name__
 
 
 def test_there_are_families_for_every_difficulty_and_enough_of_them():

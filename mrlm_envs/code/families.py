@@ -58,7 +58,7 @@ def _letters(rng: Rng, size: int) -> str:
 
 
 def _words(rng: Rng, size: int) -> str:
-    return " ".join(_word(rng, _int(rng, 1, 7), "abcdeilnorst") for _ in range(size))
+    return " ".join(_word(rng, _int(rng, 1, 7), "abcdeilnorstu") for _ in range(size))
 
 
 def _distinct(rng: Rng, count: int, low: int, high: int) -> list[int]:
@@ -84,7 +84,7 @@ FAMILIES: dict[str, Family] = {
         "Count the numbers in the list `xs` that are divisible by $k and greater than $t.",
         "xs",
         "return sum(1 for x in xs if x % $k == 0 and x > $t)",
-        lambda rng, level: {"k": _int(rng, 2, 3 + level), "t": _int(rng, -6, 6)},
+        lambda rng, level: (lambda k: {"k": k, "t": k * _int(rng, -3, 3)})(_int(rng, 2, 3 + level)),
         lambda rng, size, p: (_ints(rng, 2 * size, -20, 20),),
     ),
     "sum_outside": Family(
@@ -132,7 +132,7 @@ FAMILIES: dict[str, Family] = {
         "Return the list of the running sums of `xs`, each modulo $m, starting from $start.",
         "xs",
         "total, sums = $start, []\nfor x in xs:\n    total = (total + x) % $m\n    sums.append(total)\nreturn sums",
-        lambda rng, level: {"m": _int(rng, 3, 20 * level), "start": _int(rng, 0, 9)},
+        lambda rng, level: (lambda m: {"m": m, "start": _int(rng, 0, min(9, m - 1))})(_int(rng, 3, 20 * level)),
         lambda rng, size, p: (_ints(rng, size, 0, 30),),
     ),
     "remainder_groups": Family(
@@ -153,7 +153,7 @@ FAMILIES: dict[str, Family] = {
         "s",
         'letters = "abcdefghijklmnopqrstuvwxyz"\n'
         'return "".join(letters[(letters.index(c) + $k) % 26] if c in letters else c for c in s)',
-        lambda rng, level: {"k": _int(rng, -25, 25) or 13},
+        lambda rng, level: {"k": _int(rng, 1, 25)},
         lambda rng, size, p: (_word(rng, 2 * size, "abcxyzmnopqrst ABZ,.19"),),
     ),
     "mask_letters": Family(
@@ -195,7 +195,7 @@ FAMILIES: dict[str, Family] = {
         "xs",
         "return sorted(set(xs), key=lambda x: (-xs.count(x), $sign * x))[:$k]",
         lambda rng, level: dict(
-            zip(("tie", "sign"), [("smaller", 1), ("larger", -1)][_int(rng, 0, 1)]), k=_int(rng, 1, 8 + 2 * level)
+            zip(("tie", "sign"), [("smaller", 1), ("larger", -1)][_int(rng, 0, 1)]), k=_int(rng, 1, 4 + level)
         ),
         lambda rng, size, p: (_ints(rng, 3 * size, 0, 9),),
         level=2,
@@ -232,18 +232,18 @@ FAMILIES: dict[str, Family] = {
         "def is_prime(p):\n    return p > 1 and all(p % d for d in range(2, int(p**0.5) + 1))\n\n"
         "return sum(1 for p in range(a, b) if p % $m == $r and is_prime(p))",
         lambda rng, level: (lambda m: {"m": m, "r": int(rng.choice([r for r in range(1, m) if math.gcd(r, m) == 1]))})(
-            _int(rng, 3, 8 + 2 * level)
+            2 * _int(rng, 2, 4 + level)
         ),
         lambda rng, size, p: (lambda a: (a, a + _int(rng, 0, 30 * size)))(_int(rng, 0, 60)),
         level=2,
     ),
     "collatz": Family(
-        "Start with the positive integer `n`. In each step halve it if it is even, else replace it by $a*n + $b. "
-        "Return how many steps it takes to reach 1, or -1 if it has not in $limit steps.",
+        "Start with the positive integer `n` and do $limit steps, or fewer if it becomes 1. In each step halve it if "
+        "it is even, else replace it by $a*n + $b. Return the number at the end.",
         "n",
-        "for step in range($limit + 1):\n    if n == 1:\n        return step\n"
-        "    n = n // 2 if n % 2 == 0 else $a * n + $b\nreturn -1",
-        lambda rng, level: {"a": _int(rng, 1, 3), "b": _int(rng, 1, 3 + level), "limit": _int(rng, 5, 20 * level)},
+        "for _ in range($limit):\n    if n == 1:\n        break\n"
+        "    n = n // 2 if n % 2 == 0 else $a * n + $b\nreturn n",
+        lambda rng, level: {"a": _int(rng, 2, 4), "b": _int(rng, 1, 3 + level), "limit": _int(rng, 3, 5 + level)},
         lambda rng, size, p: (_int(rng, 1, 4 + 8 * size),),
         level=2,
     ),
@@ -320,7 +320,9 @@ FAMILIES: dict[str, Family] = {
         "    for j, y in enumerate(b, 1):\n"
         "        change = row[j - 1] + (0 if x == y else $sub)\n"
         "        new.append(min(change, row[j] + $del, new[j - 1] + $ins))\n    row = new\nreturn row[-1]",
-        lambda rng, level: {"ins": _int(rng, 1, 4), "del": _int(rng, 1, 4), "sub": _int(rng, 1, 2 + level)},
+        lambda rng, level: (lambda i, d: {"ins": i, "del": d, "sub": _int(rng, 1, i + d)})(
+            _int(rng, 1, 4), _int(rng, 1, 4)
+        ),
         lambda rng, size, p: (_word(rng, size, "abcd"), _word(rng, _int(rng, 0, size + 1), "abcd")),
         level=4,
     ),
