@@ -7,12 +7,15 @@ The task is `solve(xs)`: the sum of a list. `CHEATS` want the reward without sol
 
 from pathlib import Path
 
+import pytest
+
 _HERE = Path(__file__).parent
 
 
 def _programs(file: str) -> dict[str, str]:
     """Heading to program, of a file in which a line that begins with `####` is the heading of what follows."""
     text = (_HERE / file).read_text("utf-8").replace("PROJECT", str(_HERE.parents[1]))
+    text = text.replace("INSTALLED", pytest.__file__)
     sections = text.split("\n#### ")[1:]
     return {heading: code for heading, code in (section.split("\n", 1) for section in sections)}
 
