@@ -1,5 +1,6 @@
 """A training run on served environments is the run on local ones, even when a server is killed under it."""
 
+import dataclasses
 import signal
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from mrlm_envs.core import Reply  # noqa: E402
+from mrlm_train import demo  # noqa: E402
 from mrlm_train.environments import EnvEntry  # noqa: E402
 from mrlm_train.grpo import GRPOConfig, GRPOTrainer  # noqa: E402
 from tests.guessing import GuessNumber  # noqa: E402
@@ -110,6 +112,30 @@ def test_a_served_environment_without_splits_trains(tmp_path: Path) -> None:
         with pytest.raises((TypeError, ValueError), match="ward"):
             guess.on_split("train").build()
     assert 0 < logged[0]["reward"] < 1
+
+
+@pytest.mark.slow
+def test_the_demo_through_two_servers_gives_its_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = demo.tiny.build(0, 96, 2)
+    model.save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    recipe = demo.Recipe(sft_steps=200, sft_stop=2.0, grpo_steps=15, curve_steps=1000)
+    sft = demo.sft_trainer(tmp_path / "tiny", demo.demonstrations(recipe, 0), tmp_path / "sft", 0, recipe)
+    sft.train()
+    sft.save_model(str(tmp_path / "start"))
+
+    def curve(folder: Path) -> list[float]:
+        trainer = demo.grpo_trainer(tmp_path / "start", folder, 0, recipe)
+        trainer.train()
+        return [row["reward"] for row in trainer.state.log_history if "reward" in row]
+
+    local = curve(tmp_path / "local")
+    with spawned(2, "--allow-kwargs", "*", environments="math") as servers:
+        address = ",".join(address for _, address in servers)
+        monkeypatch.setattr(demo, "ENVIRONMENT", dataclasses.replace(demo.ENVIRONMENT, address=address))
+        served = curve(tmp_path / "served")
+    assert len(local) == 15 and local[-1] > 0.02
+    assert served == pytest.approx(local, abs=1e-6)
 
 
 @pytest.mark.slow
