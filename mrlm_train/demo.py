@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PrinterCallback, TrainerCallback
 
-from mrlm_train import policy, run_folder, tiny
+from mrlm_train import checkpoints, policy, run_folder, tiny
 from mrlm_train.environments import EnvEntry
 from mrlm_train.episodes import Episode
 from mrlm_train.evaluation import evaluation_requests, evaluation_rollout, summary
@@ -196,7 +196,7 @@ class Demo:
 
     def fit(self, trainer: Any, title: str, folder: Path, metric: str, split: str) -> None:
         """Train to the end, from the newest checkpoint of the folder if it has one."""
-        checkpoint = run_folder.latest_checkpoint(folder)
+        checkpoint = checkpoints.latest(folder)
         done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
         self.progress.start(title, trainer.args.max_steps, done)
         trainer.remove_callback(PrinterCallback)

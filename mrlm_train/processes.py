@@ -15,11 +15,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mrlm_train.checkpoints import flat
 from mrlm_train.config import ConfigError, DistributedSection, RunConfig
 
 LAUNCH = Path(__file__).parent / "launch"
@@ -62,12 +63,13 @@ def start(config: RunConfig, command: Sequence[str]) -> int:
 
     arguments = [*_launch_arguments(section), "--module", "mrlm_train.cli", *command]
     os.environ[_PARENT] = str(os.getpid())
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGHUP,SIGQUIT"
     if not os.environ.get("MRLM_TRACEBACK"):
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # a failure is told below, in one line
     try:
         with _interrupts_passed_on():
-            launch_command(launch_command_parser().parse_args(arguments))
+            args = launch_command_parser().parse_args(arguments)
+            args.signals_to_handle = "SIGTERM,SIGHUP,SIGQUIT"  # torch's own launcher would give Ctrl-C 30 seconds
+            launch_command(args)
     except ChildFailedError as failed:
         return _tell(failed)
     except SignalException as stopped:
@@ -146,9 +148,11 @@ def _tell(failed: Any) -> int:
     """Print the first error of any process; returns its exit code."""
 
     def moment(rank: int) -> tuple[float, int]:
-        data = failed.failures[rank].error_file_data
-        told = data.get("moment") if isinstance(data, dict) else None
-        return (time.time() if told is None else told, rank)
+        failure = failed.failures[rank]
+        if isinstance(failure.error_file_data, dict) and "moment" in failure.error_file_data:
+            return failure.error_file_data["moment"], rank
+        was_killed = failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM  # the launcher's own is SIGTERM
+        return failure.timestamp - (10 if was_killed else 0), rank  # the others notice before the launcher looks
 
     rank = min(failed.failures, key=moment)
     failure = failed.failures[rank]
@@ -211,8 +215,12 @@ def _strategy_environment(section: DistributedSection) -> dict[str, str]:
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     arguments = [*_launch_arguments(section), "--main_process_port", "0", "script"]
-    args, _, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(arguments))
-    made = prepare_deepspeed_cmd_env(args)[1] if args.use_deepspeed else prepare_multi_gpu_env(args)
+    args, file, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(arguments))
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ",".join(file.deepspeed_config)
+        made = prepare_deepspeed_cmd_env(args)[1]
+    else:
+        made = prepare_multi_gpu_env(args)
     return {name: value for name, value in made.items() if name.startswith(("ACCELERATE_", "FSDP_", "PARALLELISM_"))}
 
 
@@ -254,7 +262,7 @@ def check_alike(config: RunConfig, args: Any) -> None:
         return
     from accelerate.utils import gather_object
 
-    everyone = gather_object([_flat(config.raw)])
+    everyone = gather_object([flat(config.raw)])
     for rank, settings in enumerate(everyone):
         for key in sorted(everyone[0].keys() | settings.keys()):
             first, other = everyone[0].get(key, "unset"), settings.get(key, "unset")
@@ -263,17 +271,6 @@ def check_alike(config: RunConfig, args: Any) -> None:
                     f"the processes disagree: {key} is {first} for process 0 and {other} for process {rank}; "
                     "give all machines the same configuration"
                 )
-
-
-def _flat(raw: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    if isinstance(raw, Mapping):
-        items: Any = raw.items()
-    elif isinstance(raw, list):
-        items = enumerate(raw)
-    else:
-        return {prefix: raw}
-    return {key: value for name, part in items for key, value in _flat(part, f"{prefix}.{name}".lstrip(".")).items()}
 
 
 def check_strategy(config: RunConfig, trainer: Any) -> None:

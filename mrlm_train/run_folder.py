@@ -62,16 +62,6 @@ def read_environments(model: str) -> dict[str, dict[str, Any]]:
     return {name: {key: value for key, value in kwargs.items() if key != "split"} for name, kwargs in found.items()}
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint with the most steps, or None; a half-written one is never picked."""
-    found = []
-    for path in folder.glob("checkpoint-*"):
-        number = path.name.removeprefix("checkpoint-")
-        if number.isdigit() and (path / "trainer_state.json").is_file():
-            found.append((int(number), path))
-    return max(found)[1] if found else None
-
-
 class MetricsFile(TrainerCallback):
     """Appends every log of the Trainer to `metrics.jsonl` as `{"step": …, **metrics}`."""
 

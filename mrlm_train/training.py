@@ -1,9 +1,11 @@
 """From a configuration to a trained model on disk: what `mrlm train` does, in the order in which it does it."""
 
 import dataclasses
+import errno
 import inspect
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -15,10 +17,11 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 
-from mrlm_train import processes, run_folder, tiny
+from mrlm_train import checkpoints, processes, run_folder, tiny
 from mrlm_train.config import ALGORITHMS, ConfigError, EnvSection, RunConfig, config_class
 from mrlm_train.environments import EnvEntry
 from mrlm_train.policy import load_model, load_tokenizer, weight_dtype
+from mrlm_train.trl_hooks import shards_parameters
 
 
 class Interrupted(RuntimeError):
@@ -61,7 +64,7 @@ def run(config: RunConfig, resume: str | None = None) -> Path:
             _say(f"stage {number} ({stage.algorithm}) is complete: {final}")
         else:
             _say(f"stage {number} of {len(config.stages)}: {stage.algorithm}")
-            has_checkpoint = run_folder.latest_checkpoint(Path(stage.output_dir)) is not None
+            has_checkpoint = checkpoints.latest(Path(stage.output_dir)) is not None
             try:
                 _run_stage(stage, "latest" if resume is not None and has_checkpoint else None)
             except Interrupted as error:
@@ -73,8 +76,8 @@ def run(config: RunConfig, resume: str | None = None) -> Path:
 
 def _run_stage(config: RunConfig, resume: str | None) -> Path:
     folder = Path(config.output_dir)
-    checkpoint = _checkpoint(folder, resume)
-    earlier = run_folder.latest_checkpoint(folder)
+    checkpoint = _checkpoint(config, resume)
+    earlier = checkpoints.latest(folder)
     if resume is None and earlier is not None:
         raise ConfigError(f"{earlier} is of an earlier run: go on with it (--resume latest) or take another --output")
     args = _arguments(config)
@@ -82,6 +85,7 @@ def _run_stage(config: RunConfig, resume: str | None) -> Path:
     with args.main_process_first(local=False, desc="the toy policy"):
         path = _model_path(config, folder)
     trainer = _trainer(config, args, path)
+    trainer.run = checkpoints.identity(config.raw)
     trainer.add_callback(StrategyCheck(config, trainer))
     is_main = trainer.accelerator.is_main_process
     if is_main:
@@ -90,7 +94,7 @@ def _run_stage(config: RunConfig, resume: str | None) -> Path:
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(run_folder.Console)
-    with interruptible() as callback:
+    with interruptible() as callback, _full_disks_told(folder):
         trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if callback.is_set:
@@ -98,7 +102,8 @@ def _run_stage(config: RunConfig, resume: str | None) -> Path:
     if config.eval_envs and args.eval_strategy == "no" and trainer.eval_envs:
         trainer.evaluate()
     final = folder / "final"
-    _save(config, trainer, final)
+    with _full_disks_told(folder):
+        _save(config, trainer, final)
     if args.push_to_hub:
         trainer.push_to_hub()
     if is_main:
@@ -106,19 +111,32 @@ def _run_stage(config: RunConfig, resume: str | None) -> Path:
     return final
 
 
+@contextmanager
+def _full_disks_told(folder: Path) -> Iterator[None]:
+    """Within it, a file that finds no room is one line that names what survives."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        kept = checkpoints.latest(folder)
+        survives = "no checkpoint is complete" if kept is None else f"{kept.name} is complete (--resume latest)"
+        raise checkpoints.CheckpointError(f"{error.filename or folder}: {error.strerror}; {survives}") from error
+
+
 def _how_to_resume(config: RunConfig) -> str:
     """The resolved configuration in the output folder knows every `--set` and the folder itself."""
     return f"go on with: mrlm train --config {Path(config.output_dir) / 'config.yaml'} --resume latest"
 
 
-def _checkpoint(folder: Path, resume: str | None) -> Path | None:
+def _checkpoint(config: RunConfig, resume: str | None) -> Path | None:
     if resume is None:
         return None
-    found = run_folder.latest_checkpoint(folder) if resume == "latest" else Path(resume)
+    folder = Path(config.output_dir)
+    found = checkpoints.latest(folder) if resume == "latest" else Path(resume)
     if found is None:
         raise ConfigError(f"--resume latest: no complete checkpoint in {folder}")
-    if not (found / "trainer_state.json").is_file():
-        raise ConfigError(f"--resume {found}: not a complete checkpoint (it has no trainer_state.json)")
+    checkpoints.check(found, checkpoints.identity(config.raw), processes.world_size())
     return found
 
 
@@ -264,17 +282,40 @@ def _source(env: EnvSection) -> str | None:
 
 
 def _save(config: RunConfig, trainer: Any, final: Path) -> None:
-    """The adapter with LoRA, or the whole model (`merge: true`), with tokenizer and the record of environments."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if config.model.merge and hasattr(model, "merge_and_unload"):
-        if trainer.accelerator.is_main_process:
-            model.merge_and_unload().save_pretrained(final)
-    else:
-        trainer.save_model(str(final))
-    if trainer.accelerator.is_main_process:
-        trainer.processing_class.save_pretrained(final)
-        run_folder.write_environments(final, config.envs)
+    """The adapter with LoRA, or the whole model (`merge: true`), with tokenizer and the record of environments.
+
+    The folder is there when all of it is.
+    """
+    partial = final.with_name(f".{final.name}.partial")
+    is_main = trainer.accelerator.is_main_process
+    if is_main:
+        shutil.rmtree(partial, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    merge = config.model.merge and hasattr(model, "merge_and_unload")
+    if merge and not shards_parameters(trainer):
+        if is_main:
+            model.merge_and_unload().save_pretrained(partial)
+    else:
+        trainer.save_model(str(partial))
+    trainer.accelerator.wait_for_everyone()
+    if is_main:
+        if merge and shards_parameters(trainer):
+            _merge(partial, trainer.args)
+        trainer.processing_class.save_pretrained(partial)
+        run_folder.write_environments(partial, config.envs)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _merge(folder: Path, args: Any) -> None:
+    """Make an adapter's folder that of the whole model."""
+    with processes.whole_models(args):
+        merged = load_model(str(folder), "float32", "cpu").merge_and_unload()
+    for path in folder.glob("adapter_*"):
+        path.unlink()
+    merged.save_pretrained(folder)
 
 
 class StrategyCheck(TrainerCallback):

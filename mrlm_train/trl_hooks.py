@@ -34,6 +34,7 @@ from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_ge
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from mrlm_train.checkpoints import WholeCheckpoints
 from mrlm_train.environments import EnvEntry
 from mrlm_train.episodes import Episode
 from mrlm_train.evaluation import evaluation_requests, evaluation_rollout, require_valid, summary
@@ -115,7 +116,7 @@ def quiet_on_cpu(args: Any) -> None:
         args.dataloader_pin_memory = False
 
 
-class PlayedEvaluation:
+class PlayedEvaluation(WholeCheckpoints):
     """A `Trainer` whose `evaluate` plays episodes on the test split; a mixin before TRL's class.
 
     Attributes:

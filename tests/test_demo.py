@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mrlm_envs.tasks import in_split
-from mrlm_train import demo, policy, run_folder, tiny
+from mrlm_train import checkpoints, demo, policy, run_folder, tiny
 from mrlm_train.environments import EnvPool
 from mrlm_train.rollout import training_tasks
 
@@ -105,7 +105,7 @@ def test_an_interrupted_demo_says_how_to_go_on_and_ends_as_if_it_had_not_been(tm
     stderr = process.communicate(timeout=60)[1]
     assert f"go on with: mrlm demo --output {tmp_path / 'cut'} --resume" in stderr
     assert not (tmp_path / "cut" / "final").exists()
-    checkpoint = run_folder.latest_checkpoint(tmp_path / "cut" / "grpo")
+    checkpoint = checkpoints.latest(tmp_path / "cut" / "grpo")
     assert checkpoint is not None
     assert policy.load_model(str(checkpoint), device="cpu").num_parameters() > 0
 
