@@ -5,6 +5,7 @@ one alive between chunks. Importing this is light and works everywhere; using it
 
 What a program gets: the standard library, read-only; one flat scratch directory as the working directory; threads.
 What it does not: other files, processes, sockets, signals to others, chmod, more memory or time than its `Limits`.
+It can see that a file exists whose name it guesses, and its size (Landlock does not hide that), not what is in it.
 """
 
 from mrlm_envs.sandbox.program import Program
