@@ -1,5 +1,7 @@
 import json
+import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -170,3 +172,30 @@ def test_a_real_model_behind_the_server_debates_and_its_babble_is_no_verdict(tmp
         env.reset(seed=0)
         _, _, _, truncated, info = env.step(env.expert())
         assert truncated and info["valid"] is False
+
+
+def test_the_judges_of_the_guide_work_as_they_stand(tmp_path, monkeypatch):
+    guide = (Path(__file__).resolve().parents[1] / "docs" / "your_own.md").read_text("utf-8")
+    (tmp_path / "my_pkg_of_judges").mkdir()
+    with ChatServer(
+        lambda request: '{"A": 10, "B": 4}' if "A: Thank you" in str(request) else '{"A": 4, "B": 10}'
+    ) as server:
+        for path, block in re.findall(r"```python\n# my_pkg/(\w*judges?\.py)\n(.*?)```", guide, re.DOTALL):
+            (tmp_path / "my_pkg_of_judges" / path).write_text(block.replace("http://127.0.0.1:8000/v1", server.url))
+        monkeypatch.syspath_prepend(tmp_path)
+        env = make(server, judge="my_pkg_of_judges.judges:brief", rounds=1, side="pro", topic="cash")
+        env.reset(seed=0)
+        _, reward, _, _, info = env.step("[P1] speaks for us.")
+        assert reward > 0.5 and info["success"] and info["notes"]["pro"] == ["cited P1 in 4 words"]
+        assert not env.metadata["deterministic"]
+        kind = make(server, judge="my_pkg_of_judges.model_judge:kinder", rounds=1, side="con")
+        kind.reset(seed=0)
+        _, reward, *_ = kind.step("Thank you, you are right in much.")
+        assert reward == pytest.approx(10 / 14) and len(server.requests) == 2
+
+
+@pytest.mark.parametrize("name", ["nowhere:judge", "mrlm_envs.debate.rules:nobody", "strict"])
+def test_a_judge_that_is_not_there_is_one_line(name):
+    with pytest.raises(ValueError, match=name) as told:
+        DebateEnv(judge=name)
+    assert "\n" not in str(told.value)

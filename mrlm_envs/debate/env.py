@@ -18,7 +18,7 @@ against each side) and, in a verifiable debate, `truth` (the side that was right
 
 Parameters: `topic` (one id), `side` ("pro", "con", "random"), `rounds`, `opponent` ("scripted", or
 `{"llm": {"base_url": …, "model": …}}`), `tasks` (topics of your own with evidence, see `mrlm_envs.debate.topics`),
-`judge` ("rules", `{"llm": {…}}`, see `mrlm_envs.debate.judges`), `format`:
+`judge` ("rules", `{"llm": {…}}`, "module:function", see `mrlm_envs.debate.judges`), `format`:
 
 - "open": motions, 44 of them in the package, split into train and test by their ids. The scripted opponent takes half
   of its opportunities.
@@ -64,7 +64,7 @@ class DebateEnv(TextEnv):
         rounds: Statements of each side.
         opponent: "scripted", `{"llm": {…}}`, or a function (local only).
         tasks: A finite source of topics.
-        judge: "rules", `{"llm": {…}}`, or a function (local only).
+        judge: "rules", `{"llm": {…}}`, "module:function", or a function (local only).
         format: "open" or "verifiable".
         **kwargs: `split`, `max_length`, `system_prompt`, `render_mode` of `TextEnv`.
 

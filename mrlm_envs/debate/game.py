@@ -45,7 +45,7 @@ class DebateGame(ParallelEnv[str, str, str | None]):
         topic: The id of one topic; all by default.
         rounds: Statements of each side.
         tasks: A finite source of topics.
-        judge: "rules", `{"llm": {…}}`, or a function (local only).
+        judge: "rules", `{"llm": {…}}`, "module:function", or a function (local only).
         format: "open" or "verifiable".
         split: "train", "test" or "all".
         render_mode: "ansi" makes `render()` return the debate so far.

@@ -1,7 +1,7 @@
 """Judges by name, and the judge that asks a language model.
 
 A judge is a function `(topic, rounds) -> Verdict`. `mrlm/Debate-v0` takes `judge="rules"` (`mrlm_envs.debate.rules`),
-`judge={"llm": {"base_url": …, "model": …}}`, or, in a notebook, any such function of your own:
+`judge={"llm": {"base_url": …, "model": …}}`, or any such function of your own, as `"module:function"` or itself:
 
     def shortest_wins(topic, rounds):
         words = {side: sum(len(spoken[side].split()) for spoken in rounds) for side in ("pro", "con")}
@@ -14,6 +14,7 @@ Raise `mrlm_envs.EnvFault` when a judge cannot decide: the episode then ends as 
 """
 
 import hashlib
+import importlib
 import json
 import threading
 from collections import OrderedDict
@@ -131,17 +132,23 @@ def make_judge(judge: str | Mapping[str, Any] | Judge) -> Judge:
     """The judge a keyword argument names.
 
     Args:
-        judge: "rules", `{"llm": {…}}` with `ChatClient`'s arguments, or a function (local only).
+        judge: "rules", `{"llm": {…}}` with `ChatClient`'s arguments, "module:function", or a function (local only).
 
     Raises:
         ValueError: On anything else.
     """
     if judge == "rules":
         return rules
+    if isinstance(judge, str) and ":" in judge:
+        module, _, name = judge.partition(":")
+        try:
+            judge = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"judge {judge!r}: {error}") from None
     if isinstance(judge, Mapping) and set(judge) == {"llm"}:
         client = shared_client(judge["llm"])
         with _lock:
             return _judges.setdefault(id(client), LLMJudge(client))
     if callable(judge):
         return judge
-    raise ValueError(f"judge must be 'rules', {{'llm': {{…}}}} or a function, got {judge!r}")
+    raise ValueError(f"judge must be 'rules', {{'llm': {{…}}}}, 'module:function' or a function, got {judge!r}")
