@@ -4,10 +4,12 @@
 
 The task: read an arithmetic question, write the call, read the tool's result, write the answer; a slip in copying any
 digit loses. SFT ends when it solves 40 % of a sample of training tasks, or with its steps. Success is greedy, on tasks
-of the test split, which neither stage ever sees. One torch thread.
+of the test split, which neither stage ever sees. The control goes on with SFT on the same trajectories, from the same
+start, for the CPU time that GRPO took. One torch thread.
 """
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -45,7 +47,7 @@ def run(seed: int, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     common: dict[str, Any] = {
         "seed": seed,
         "use_cpu": True,
-        "warmup_steps": 10,
+        "warmup_steps": 20,
         "max_completion_length": EPISODE_TOKENS,
         "save_strategy": "no",
         "logging_steps": args.log_every,
@@ -65,6 +67,7 @@ def run(seed: int, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     SFTTrainer(model, demonstrations, sft_args, processing_class=tokenizer, callbacks=[enough]).train()
     after_sft = score(model, tokenizer, args.problems)
     sft_seconds = time.process_time() - start
+    model.save_pretrained(folder / "start")
     print(f"seed {seed}: after SFT {after_sft} ({sft_seconds:.0f} s of CPU)", flush=True)
     grpo_args = GRPOConfig(
         output_dir=str(folder / "grpo"),
@@ -74,6 +77,8 @@ def run(seed: int, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         num_generations=8,
         max_turn_tokens=TURN_TOKENS,
         epsilon_high=0.28,
+        max_grad_norm=0.2,
+        dynamic_sampling=1,
         temperature=args.temperature,
         beta=0.0,
         save_episodes=0,
@@ -82,10 +87,20 @@ def run(seed: int, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     trainer = GRPOTrainer(model, ENVIRONMENT, grpo_args, processing_class=tokenizer)
     trainer.train()
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    grpo_seconds = time.process_time() - start - sft_seconds
     after_grpo = score(model, tokenizer, args.problems)
     seconds = time.process_time() - start
     print(f"seed {seed}: after GRPO {after_grpo} ({seconds:.0f} s of CPU in all)", flush=True)
-    return {"seed": seed, "sft": after_sft, "grpo": after_grpo, "cpu_seconds": round(seconds), "rewards": rewards}
+    result = {"seed": seed, "sft": after_sft, "grpo": after_grpo, "cpu_seconds": round(seconds), "rewards": rewards}
+    if args.control:
+        changes = {"max_steps": 1_000_000, "learning_rate": args.sft_learning_rate / 3}  # as it was when SFT ended
+        sft_args = dataclasses.replace(sft_args, output_dir=str(folder / "control"), **changes)
+        begun = policy.load_model(str(folder / "start"), device="cpu")
+        until = UntilTime(grpo_seconds)
+        SFTTrainer(begun, demonstrations, sft_args, processing_class=tokenizer, callbacks=[until]).train()
+        result["more_sft"] = score(begun, tokenizer, args.problems)
+        print(f"seed {seed}: after more SFT instead {result['more_sft']}", flush=True)
+    return result
 
 
 class Enough(TrainerCallback):
@@ -99,6 +114,16 @@ class Enough(TrainerCallback):
             solved = score(model, self.tokenizer, 60, "train")["success"]
             model.train()
             control.should_training_stop = solved >= self.share
+
+
+class UntilTime(TrainerCallback):
+    """Ends training after some CPU seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.process_time() + seconds
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = time.process_time() >= self.end
 
 
 def score(model: Any, tokenizer: Any, n: int, split: str = "test") -> dict[str, Any]:
@@ -119,10 +144,11 @@ def main() -> None:
     parser.add_argument("--sft-steps", type=int, default=300)
     parser.add_argument("--sft-learning-rate", type=float, default=3e-3)
     parser.add_argument("--grpo-steps", type=int, default=100)
-    parser.add_argument("--grpo-learning-rate", type=float, default=1e-3)
+    parser.add_argument("--grpo-learning-rate", type=float, default=5e-4)
     parser.add_argument("--temperature", type=float, default=0.6, help="of sampling in GRPO")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--problems", type=int, default=500)
+    parser.add_argument("--control", action=argparse.BooleanOptionalAction, default=True, help="more SFT instead")
     parser.add_argument("--log-every", type=int, default=5)
     parser.add_argument("--output", type=Path, help="a JSON file for the results")
     args = parser.parse_args()
@@ -133,11 +159,12 @@ def main() -> None:
             results.append(run(seed, args, Path(folder)))
     if args.output:
         args.output.write_text(json.dumps(results, indent=2), "utf-8")
-    print("| seed | after SFT | after GRPO | gain | CPU |\n| --- | --- | --- | --- | --- |")
+    print("| seed | after SFT | after GRPO | gain | CPU | more SFT instead |\n| --- | --- | --- | --- | --- | --- |")
     for result in results:
         before, after = result["sft"]["success"], result["grpo"]["success"]
         gain, seconds = 100 * (after - before), result["cpu_seconds"]
-        print(f"| {result['seed']} | {before:.1%} | {after:.1%} | {gain:+.1f} | {seconds} s |")
+        control = f"{result['more_sft']['success']:.1%}" if "more_sft" in result else ""
+        print(f"| {result['seed']} | {before:.1%} | {after:.1%} | {gain:+.1f} | {seconds} s | {control} |")
 
 
 if __name__ == "__main__":
