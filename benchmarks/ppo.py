@@ -59,7 +59,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "env": EnvEntry("GuessDigit", {"split": "all", "max_turns": 4}, make=GuessDigit),
         "size": {"hidden_size": 64, "num_layers": 2},
         "demonstrations": 2000,
-        "sft": {"max_steps": 300, "learning_rate": 2e-3},
+        "sft": {"max_steps": 800, "learning_rate": 2e-3},
         "rl": {
             "max_steps": 500,
             "learning_rate": 1e-3,
