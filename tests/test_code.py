@@ -225,6 +225,10 @@ def test_fractions_and_syntax_can_be_paid():
         ("```\na\n```\n```js\nb\n```", "b"),
         ("```py\n    return 1\n```", "    return 1"),
         ("text\n```python\nnever closed\nagain", "never closed\nagain"),
+        ("1. So:\n   ```python\n   def f():\n       return 1\n  \n   ```", "def f():\n    return 1\n"),
+        ("~~~python\ns = '''\n```\n'''\n~~~", "s = '''\n```\n'''"),
+        ("````python title=f.py\n```\n````", "```"),
+        ("```x = 1``` is wrong\n```python\nx = 2\n```\r\nEnd.", "x = 2"),
         ("", ""),
     ],
 )

@@ -36,6 +36,8 @@ from mrlm_envs.sandbox.sandbox import Backend
 from mrlm_envs.tasks import Source, Tasks
 from mrlm_envs.vector import TextVectorEnv
 
+_FENCE = re.compile(r"([ \t]*)(`{3,}(?=[^`]*$)|~{3,})\s*(\S*)")
+
 
 class CodeEnv(TextEnv):
     """Write a Python program that passes every test.
@@ -136,18 +138,21 @@ class CodeEnv(TextEnv):
 def program_in(reply: str) -> str:
     """The program in a reply: the last ```` ```python ```` block, else the last fence, else all of it.
 
-    A fence that is never closed ends with the reply.
+    Fences are CommonMark's: of backticks or tildes, three or more, and what is in an indented one (of a list) loses as
+    much indentation. A fence that is never closed ends with the reply.
     """
     blocks: list[tuple[bool, list[str]]] = []
-    is_open = False
+    fence, indent = "", 0
     for line in reply.split("\n"):
-        mark = line.strip()
-        if mark.startswith("```") and (not is_open or mark == "```"):
-            if not is_open:
-                blocks.append((mark[3:].strip().lower() in ("python", "py", "python3"), []))
-            is_open = not is_open
-        elif is_open:
-            blocks[-1][1].append(line)
+        if fence:
+            mark = line.strip()
+            if mark.startswith(fence) and not mark.strip(fence[0]):
+                fence = ""
+            else:
+                blocks[-1][1].append(line[min(indent, len(line) - len(line.lstrip())) :])
+        elif opening := _FENCE.match(line):
+            indent, fence = len(opening[1]), opening[2]
+            blocks.append((opening[3].lower() in ("python", "py", "python3"), []))
     if not blocks:
         return reply
     python = [lines for is_python, lines in blocks if is_python]
