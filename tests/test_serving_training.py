@@ -115,6 +115,7 @@ def test_a_served_environment_without_splits_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_demo_through_two_servers_gives_its_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = demo.tiny.build(0, 96, 2)
     model.save_pretrained(tmp_path / "tiny")
