@@ -431,8 +431,16 @@ class CommandLauncher:
             return python
         command = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
         command += ["--tmpfs", "/", "--dev", "/dev"]
-        for path in {*readable_paths(), *_interpreter_paths(), str(Path(_TEMPLATE).parent)}:
+        trees, hidden = _trees(), _hidden()
+        masked = [str(p) for p in hidden if any(t in p.parents for t in trees) and not hidden & {*p.parents}]
+        for path in dict.fromkeys(map(str, trees)):
             command += ["--ro-bind", path, path]
+        for path in masked:  # a bind for each file beside them would take a tenth of a second
+            command += ["--tmpfs", path]
+        for path in {*_interpreter_paths(), str(Path(_TEMPLATE).parent)}:
+            command += ["--ro-bind", path, path]
+        for path in masked:
+            command += ["--remount-ro", path]
         for link in ("/lib", "/lib64", "/bin", "/usr/bin/python3"):
             if os.path.islink(link):
                 command += ["--symlink", os.readlink(link), link]
