@@ -9,19 +9,21 @@ Shape letters: B rows of a forward pass, T its tokens, H key-value heads, D head
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
-from torch.nn import functional
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from mrlm_train.generate import decoding
+from mrlm_train.slot_attention import ATTENTION, Groups, SharedBeginning
 
 
 def supports(model: Any, max_context: int | None = None) -> str | None:
@@ -51,6 +53,36 @@ def supports(model: Any, max_context: int | None = None) -> str | None:
     apart = float((ours_BV - theirs_BV).abs().max() / theirs_BV.abs().max().clamp(min=1e-3))
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1  # 16-bit types round each shape differently
     return None if apart <= tolerance else f"its logits through a slot cache are off by {apart:.0%}"
+
+
+def shares(model: Any) -> bool:
+    """Whether a model can read what its rows share once for all: by its configuration, and then by trying."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if model.device.type != "cpu" or model.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False  # untried elsewhere
+    if config._attn_implementation != "sdpa" or kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+        return False
+    if model not in _SHARES:
+        _SHARES[model] = True  # for the trial
+        ids_BT = np.arange(33).reshape(3, 11) * 7 % config.vocab_size
+        ids_BT[:, :8] = ids_BT[0, :8]
+        rows, logits = np.arange(3), []
+        for tokens in (0, 8):
+            slots = SlotModel(model, 3)
+            slots.forward(rows, ids_BT[:, :9], np.zeros(3, np.int64), np.full(3, 8))
+            slots.share(tokens, np.zeros(3, np.int64))
+            try:
+                logits += [slots.forward(rows, ids_BT[:, [at]], *[np.full(3, at)] * 2, shared=True) for at in (9, 10)]
+            except Exception:  # whatever a foreign architecture raises, it is an answer
+                _SHARES[model] = False
+                return False
+        plain, shared = torch.cat(logits).chunk(2)
+        _SHARES[model] = bool((plain - shared).abs().max() <= 1e-3 * plain.abs().max().clamp(min=1e-3))
+    return _SHARES[model]
+
+
+_SHARES: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 def refusal(model: Any, max_context: int | None = None) -> str | None:
@@ -85,6 +117,7 @@ class _Window:
     rows_B: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     places_BT: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     leading: bool = False  # the rows are 0, 1, 2, …: read without a copy
+    start: int = 0  # they read from here on: what comes before they share
     seen: int = 0
     indices: dict[int, torch.Tensor] = field(default_factory=dict)  # of what is written, by number of heads
 
@@ -95,17 +128,23 @@ class _SlotLayer(CacheLayerMixin):
     is_sliding = False
     keys: torch.Tensor  # type: ignore[assignment]
     values: torch.Tensor  # type: ignore[assignment]
+    shared: SharedBeginning | None = None
 
     def __init__(self, window: _Window) -> None:
         super().__init__()
         self.window = window
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        # zeros, because a masked NaN is still a NaN
-        slots, width, heads = self.window.slots, self.window.width, key_states.shape[1]
-        self.keys = key_states.new_zeros(slots, heads, width, key_states.shape[-1])
-        self.values = value_states.new_zeros(slots, heads, width, value_states.shape[-1])
+        self.keys, self.values = self._buffer(key_states), self._buffer(value_states)
         self.is_initialized = True
+
+    def _buffer(self, like: torch.Tensor) -> torch.Tensor:
+        """Room for the heads of some states (B, H, T, D) in all slots: zeros, because a masked NaN is still a NaN."""
+        shape = self.window.slots, like.shape[1], self.window.width, like.shape[-1]
+        if like.device.type != "cpu":
+            return like.new_zeros(shape)
+        # numpy asks the system for huge pages, which are quicker to get and to read
+        return torch.from_numpy(np.zeros(math.prod(shape) * like.itemsize, np.uint8)).view(like.dtype).view(shape)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -117,13 +156,16 @@ class _SlotLayer(CacheLayerMixin):
         if heads not in indices:  # the first layer of a pass works it out for all
             indices[heads] = self._index(self.window.rows_B, self.window.places_BT)
         index = indices[heads]
-        return self._write(self.keys, index, key_states), self._write(self.values, index, value_states)
+        keys, values = self._write(self.keys, index, key_states), self._write(self.values, index, value_states)
+        if self.window.start:
+            keys.shared = self.shared  # type: ignore[attr-defined]
+        return keys, values
 
     def _write(self, buffer: torch.Tensor, index: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         buffer.view(-1, buffer.shape[-1]).index_copy_(0, index, states.reshape(-1, states.shape[-1]))
         if self.window.seen == states.shape[2]:
             return states  # nothing came before
-        seen = buffer[:, :, : self.window.seen]
+        seen = buffer[:, :, self.window.start : self.window.seen]
         return seen[: len(states)] if self.window.leading else seen.index_select(0, self.window.rows_B)
 
     def _index(self, rows_B: torch.Tensor, places_BT: torch.Tensor) -> torch.Tensor:
@@ -141,8 +183,14 @@ class _SlotLayer(CacheLayerMixin):
 
     def widen(self) -> None:
         """Grow to the window's width."""
-        extra = (0, 0, 0, self.window.width - self.keys.shape[2])
-        self.keys, self.values = functional.pad(self.keys, extra), functional.pad(self.values, extra)
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            setattr(self, name, self._buffer(old))
+            getattr(self, name)[:, :, : old.shape[2]] = old
+
+    def share(self, groups: Groups | None) -> None:
+        """Take the groups' common beginnings out of their slots; see `SlotModel.share`."""
+        self.shared = None if groups is None else SharedBeginning(groups, self.keys, self.values)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.window.seen, 0
@@ -168,10 +216,13 @@ class SlotModel:
         self.config: Any = base.config.get_text_config()
         self.window = _Window(slots, width=64)
         self.cache = Cache(layer_class_to_replicate=partial(_SlotLayer, self.window))  # type: ignore[arg-type]
+        self.groups: Groups | None = None
         # prefill needs no logits, and decode those of one token
         self.keep = {"logits_to_keep": 1} if "logits_to_keep" in signature(type(base).forward).parameters else {}
 
-    def forward(self, rows: np.ndarray, ids_BT: np.ndarray, first: np.ndarray, last: np.ndarray) -> torch.Tensor:
+    def forward(
+        self, rows: np.ndarray, ids_BT: np.ndarray, first: np.ndarray, last: np.ndarray, shared: bool = False
+    ) -> torch.Tensor:
         """Run tokens of some slots through the model, behind what the slots hold.
 
         Args:
@@ -179,11 +230,13 @@ class SlotModel:
             ids_BT: their next tokens; rows that have fewer are padded with any.
             first: position of each row's first token here.
             last: and of its last; the padding lies behind.
+            shared: read what groups share once for all: for one token a row, behind that, of slots 0, 1, 2, ….
 
         Returns: logits at the last column, (B, V).
         """
         window, device = self.window, self.model.device
         places_BT = first[:, None] + np.arange(ids_BT.shape[1])
+        window.start = self.groups.tokens if shared and self.groups is not None else 0
         window.seen = int(places_BT.max()) + 1
         window.indices.clear()
         self.fit(window.seen)
@@ -193,22 +246,44 @@ class SlotModel:
         window.rows_B, window.places_BT = torch.from_numpy(rows).to(device), torch.from_numpy(places_BT).to(device)
         # learned position embeddings end somewhere: padding stays inside
         positions_BT = torch.from_numpy(np.minimum(places_BT, last[:, None])).to(device)
-        output = self.model(
-            input_ids=torch.from_numpy(ids_BT).to(device),
-            position_ids=positions_BT,
-            attention_mask=self.mask(positions_BT),
-            past_key_values=self.cache,
-            use_cache=True,
-            **self.keep,
-        )
+        attention = self.config._attn_implementation
+        try:
+            if window.start:
+                self.config._attn_implementation = ATTENTION
+            output = self.model(
+                input_ids=torch.from_numpy(ids_BT).to(device),
+                position_ids=positions_BT,
+                attention_mask=self.mask(positions_BT),
+                past_key_values=self.cache,
+                use_cache=True,
+                **self.keep,
+            )
+        finally:
+            self.config._attn_implementation = attention
         return output.logits[:, -1]
+
+    def share(self, tokens: int, groups: np.ndarray) -> None:
+        """Let `forward` read what slots share once for all.
+
+        Args:
+            tokens: how many tokens the slots of a group have in common, from the first on; 0 for an end to it.
+            groups: number of the group of each slot, -1 for slots that `forward` will not be asked about.
+        """
+        self.groups = Groups(tokens, groups) if tokens and shares(self.model) else None
+        for layer in self.cache.layers:
+            layer.share(self.groups)  # type: ignore[union-attr]
+
+    def arrange(self, groups: np.ndarray) -> None:
+        """Take note that slots have been swapped; `groups` as for `share`."""
+        if self.groups is not None:
+            self.groups.arrange(groups)
 
     def mask(self, positions_BT: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         """Additive attention mask (B, 1, T, L), by type of layer where the configuration lists types.
 
         Additive, because eager attention adds it; by type, because a window is ignored otherwise.
         """
-        places_L = torch.arange(self.window.seen, device=positions_BT.device)
+        places_L = torch.arange(self.window.start, self.window.seen, device=positions_BT.device)
         types: Any = getattr(self.config, "layer_types", None)
         size: Any = getattr(self.config, "sliding_window", None)
 

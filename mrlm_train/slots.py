@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from mrlm_train.generate import Conversation, Feed, Sampling, Wait, decoding, sample_tokens, turn_uniforms
+from mrlm_train.slot_attention import alike
 from mrlm_train.slot_cache import SlotModel, refusal, supports
 
 __all__ = ["SlotEngine", "supports"]
@@ -83,6 +84,7 @@ class _Run:
         self.context = np.zeros((slots, 64), np.int64)
         self.length = np.zeros(slots, np.int64)  # tokens of the context
         self.cached = np.zeros(slots, np.int64)  # tokens of it that the slot holds
+        self.group = np.full(slots, -1)  # of rows that begin alike; -1 before it is known
         self.turns = np.zeros(slots, np.int64)  # turns ended
         self.start = np.zeros(slots, np.int64)  # where the current turn begins
         self.budget = np.zeros(slots, np.int64)  # its most tokens
@@ -135,6 +137,7 @@ class _Run:
         if old == 0:  # a new prompt: what its beginning has in common with the slot's last occupant stays valid
             held = min(self.cached[row], len(ids) - 1)
             self.cached[row] = common(self.context[row : row + 1, :held], np.array(ids[:held]))[0]
+            self.group[row] = -1
         self.context[row, old:new] = ids
         self.length[row] = self.start[row] = new
         self.budget[row] = budget = self.conversations[row].budget
@@ -182,15 +185,17 @@ class _Run:
             self.forward(chunk, longest)
             self.cached[chunk] = np.minimum(self.cached[chunk] + longest, self.length[chunk] - 1)
 
-    def forward(self, rows: np.ndarray, tokens: int) -> torch.Tensor:
+    def forward(self, rows: np.ndarray, tokens: int, shared: bool = False) -> torch.Tensor:
         """Run the next `tokens` tokens of rows through the model; logits of the last, (B, V)."""
         first, last = self.cached[rows], np.maximum(self.length[rows] - 1, 0)
         places_BT = np.minimum(first[:, None] + np.arange(tokens), last[:, None])
-        return self.slots.forward(rows, self.context[rows[:, None], places_BT], first, last)
+        return self.slots.forward(rows, self.context[rows[:, None], places_BT], first, last, shared)
 
     def decode(self, rows: np.ndarray) -> None:
         """Sample one token for each of the (sampling, ascending) rows, and end the turns that it ends."""
-        logits_BV = self.forward(np.arange(rows[-1] + 1), 1)
+        if self.group[rows].min() < 0:
+            self.share()
+        logits_BV = self.forward(np.arange(rows[-1] + 1), 1, shared=True)
         if len(rows) < len(logits_BV):
             logits_BV = logits_BV[torch.from_numpy(rows).to(logits_BV.device)]
         length, count = self.length[rows], self.length[rows] - self.start[rows]
@@ -208,6 +213,14 @@ class _Run:
             self.conversations[row].submit(turn, self.log_probs[row, : len(turn)].tolist())
             self.ask(row)
 
+    def share(self) -> None:
+        """Group the rows by how they begin, so that a decode reads that once for each group."""
+        rows = np.flatnonzero((self.state == SAMPLING) | (self.state != FREE) & (self.turns > 0))
+        tokens, groups = alike(self.context[rows, : self.cached[rows].min()])
+        self.group[:] = -1
+        self.group[rows] = groups
+        self.slots.share(tokens, self.group)
+
     def pack(self, rows: np.ndarray) -> np.ndarray:
         """Where over an eighth of a decode would be idle rows, swap them with the last sampling ones.
 
@@ -223,6 +236,7 @@ class _Run:
         for table in vars(self).values():
             if isinstance(table, np.ndarray):
                 table[targets] = table[sources]
+        self.slots.arrange(np.where(self.state == FREE, -1, self.group))
         return np.arange(count)
 
     def copy(self, copies: list[tuple[Any, Any, Any]]) -> None:
