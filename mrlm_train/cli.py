@@ -106,7 +106,18 @@ def parser() -> argparse.ArgumentParser:
     play.add_argument("--split", choices=("train", "test", "all"), help="which tasks")
     _add_env_arg(play)
 
-    add("info", _info, "show environments, devices and versions")
+    info = add("info", _info, "show environments, devices and versions; with --model, the memory a training needs")
+    info.add_argument("--model", metavar="PATH", help="a folder, a Hub name or tiny; only its config.json is read")
+    info.add_argument("--strategy", default="ddp", choices=("ddp", "fsdp", "deepspeed"), help="of `distributed`")
+    info.add_argument("--num-processes", type=_positive, default=1, metavar="N", help="GPUs")
+    info.add_argument("--dtype", default="float32", help="of the weights (float32, bfloat16)")
+    info.add_argument("--lora", type=_positive, metavar="RANK", help="train an adapter of this rank, not the weights")
+    info.add_argument("--batch", type=_positive, default=8, metavar="B", help="per_device_train_batch_size")
+    info.add_argument("--rows", type=_positive, default=64, metavar="R", help="episodes decoded at once on a GPU")
+    info.add_argument(
+        "--tokens", type=_positive, default=1280, metavar="T", help="of the longest episode and its prompt"
+    )
+    info.add_argument("--reference", action="store_true", help="a reference model is kept: DPO, or beta above 0")
 
     demo = add("demo", _demo, "train the built-in toy policy on Math in about five minutes, without any download")
     demo.add_argument("--output", default="runs/demo", metavar="DIR", help="where results go")
@@ -362,9 +373,31 @@ def _play(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
+    if args.model is not None:
+        return _memory(args)
     from mrlm_train import info
 
     print(info.text())
+    return 0
+
+
+def _memory(args: argparse.Namespace) -> int:
+    _needs_trainers()
+    from mrlm_train import memory
+
+    told = memory.text(
+        args.model,
+        memory.shape(args.model),
+        strategy=args.strategy,
+        processes=args.num_processes,
+        dtype=args.dtype,
+        lora=args.lora,
+        batch=args.batch,
+        rows=args.rows,
+        tokens=args.tokens,
+        reference=args.reference,
+    )
+    print(told)
     return 0
 
 

@@ -19,6 +19,7 @@ places is an error too.
 import dataclasses
 import difflib
 import importlib
+import inspect
 import re
 import types
 import typing
@@ -30,6 +31,7 @@ from typing import Any
 import yaml
 
 import mrlm_envs
+from mrlm_train.sections import ConfigError, DistributedSection, EnvSection, ModelSection
 
 # Algorithm -> module and config class; imported when the section is checked, since TRL takes seconds to import.
 ALGORITHMS = {
@@ -41,99 +43,6 @@ ALGORITHMS = {
 # The first seed's names for fields that TRL or TrainingArguments call otherwise.
 ALIASES = {"num_epochs": "num_train_epochs", "clip_range": "epsilon", "num_ppo_epochs": "num_iterations"}
 TRAINING_ONLY = ("algorithm", "batch_size", "num_epochs", "early_stopping_patience")
-STRATEGIES = ("ddp", "fsdp", "deepspeed")
-
-
-class ConfigError(ValueError):
-    """A fault in a configuration file, told in one line."""
-
-
-@dataclass(frozen=True)
-class ModelSection:
-    """The policy.
-
-    Attributes:
-        model_name_or_path: a folder, a Hub name, or `tiny` for the built-in toy policy.
-        tokenizer_name_or_path: where the tokenizer comes from, if from elsewhere.
-        dtype: weights as "float32", "bfloat16", "float16" (fp32 weights under autocast) or "auto".
-        attn_implementation: "sdpa", "eager", "flash_attention_2", …
-        chat_template: a Jinja file that replaces the tokenizer's template.
-        chat_template_kwargs: passed to the template (`enable_thinking` …).
-        revision: of the model on the Hub.
-        trust_remote_code: run the model's own code.
-        lora: fields of `peft.LoraConfig`; the same as the top-level section `lora`.
-        quantization: fields of `transformers.BitsAndBytesConfig` (needs a GPU).
-        merge: with LoRA, save the whole model in `final/` instead of the adapter.
-    """
-
-    model_name_or_path: str = ""
-    tokenizer_name_or_path: str | None = None
-    dtype: str | None = None
-    attn_implementation: str | None = None
-    chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    revision: str | None = None
-    trust_remote_code: bool = False
-    lora: dict[str, Any] | None = None
-    quantization: dict[str, Any] | None = None
-    merge: bool = False
-
-
-@dataclass(frozen=True)
-class DistributedSection:
-    """How many processes share the training, and how.
-
-    Attributes:
-        enabled: False ignores the rest of the section.
-        strategy: "ddp", "fsdp" or "deepspeed"; at one process it changes nothing, and the run says so.
-        num_processes: of all machines together; default: the visible GPUs of each, or 1.
-        mixed_precision: "no", "bf16" or "fp16".
-        gradient_accumulation_steps: of `TrainingArguments`.
-        config_file: an Accelerate configuration in place of `launch/<strategy>.yaml`: a path, or the name of one in
-            `launch/` (`fsdp_offload.yaml`).
-        num_machines: each of them runs the same command.
-        machine_rank: which one this is, from 0.
-        main_process_ip: address of machine 0.
-        main_process_port: a free port of machine 0; on a single machine one is found.
-    """
-
-    enabled: bool = True
-    strategy: str = "ddp"
-    num_processes: int | None = None
-    mixed_precision: str | None = None
-    gradient_accumulation_steps: int | None = None
-    config_file: str | None = None
-    num_machines: int = 1
-    machine_rank: int = 0
-    main_process_ip: str | None = None
-    main_process_port: int | None = None
-
-
-@dataclass(frozen=True)
-class EnvSection:
-    """One entry of `envs` or `eval_envs`.
-
-    Attributes:
-        id: what `gymnasium.make` takes; a short name (`math`) stands for `mrlm/Math-v0`. `module:function` makes a
-            PettingZoo environment, a game of several agents.
-        kwargs: arguments of the environment.
-        weight: share of the episodes, relative to the other entries.
-        split: "train", "test" or "all"; by default train in `envs`, test in `eval_envs`.
-        address: `host:port` of `mrlm serve`, or several.
-        wrappers: `module:Class` names.
-        reward: `module:function`, called `(messages, reward, info) -> reward`.
-        agents: who plays each agent of a game: `policy`, `past`, a model folder or Hub name, `module:function`, or
-            `{policy: past or a folder, refresh_every: steps}`; see `mrlm_train.players`.
-    """
-
-    id: str = ""
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    weight: float = 1.0
-    split: str | None = None
-    address: str | list[str] | None = None
-    wrappers: list[str] = field(default_factory=list)
-    reward: str | None = None
-    agents: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -210,12 +119,13 @@ def check(raw: dict[str, Any], where: str = "config", path: str = "") -> RunConf
         if model.lora is not None:
             raise ConfigError(f"{where}: 'lora' is given twice: at the top level and in 'model'")
         model = dataclasses.replace(model, lora=_mapping(raw, "lora", where))
+    _check_model(model, where)
     if not model.model_name_or_path:
         raise ConfigError(f"{where}: model.model_name_or_path is missing; name a folder, a Hub model, or tiny")
     distributed = None
     if "distributed" in raw:
         distributed = _section(DistributedSection, _mapping(raw, "distributed", where), where, "distributed")
-        _check_distributed(distributed, f"{where}: distributed")
+        distributed.check(f"{where}: distributed")
     eval_envs = _environments(raw, "eval_envs", where)
     envs = _environments(raw, "envs", where) or eval_envs
     name = _typed(raw.get("experiment_name", "mrlm"), str, f"{where}: experiment_name")
@@ -243,19 +153,23 @@ def check(raw: dict[str, Any], where: str = "config", path: str = "") -> RunConf
     )
 
 
-def _check_distributed(section: DistributedSection, where: str) -> None:
-    if section.strategy not in STRATEGIES:
-        raise ConfigError(f"{where}.strategy {section.strategy!r} is not one of {', '.join(STRATEGIES)}")
-    for name in ("num_processes", "num_machines"):
-        if (value := getattr(section, name)) is not None and value < 1:
-            raise ConfigError(f"{where}.{name} must be at least 1, got {value}")
-    machines = section.num_machines
-    if section.num_processes is not None and section.num_processes % machines:
-        raise ConfigError(f"{where}.num_processes {section.num_processes} is not a multiple of num_machines {machines}")
-    if not 0 <= section.machine_rank < machines:
-        raise ConfigError(f"{where}.machine_rank must be 0 to {machines - 1}, got {section.machine_rank}")
-    if machines > 1 and section.main_process_ip is None:
-        raise ConfigError(f"{where}.main_process_ip is missing: the address of machine 0, for {machines} machines")
+def _check_model(model: ModelSection, where: str) -> None:
+    if model.lora is not None:
+        from peft import LoraConfig
+
+        _known_keys(model.lora, [field.name for field in dataclasses.fields(LoraConfig)], where, "lora")
+    if model.quantization is not None:
+        from transformers import BitsAndBytesConfig
+
+        known = inspect.signature(BitsAndBytesConfig.__init__).parameters
+        _known_keys(model.quantization, known.keys() - {"self", "kwargs"}, where, "model.quantization")
+        if not {"load_in_4bit", "load_in_8bit"} & model.quantization.keys():
+            raise ConfigError(f"{where}: model.quantization says neither load_in_4bit nor load_in_8bit")
+        is_adapter = (Path(model.model_name_or_path) / "adapter_config.json").is_file()
+        if model.lora is None and not is_adapter:
+            raise ConfigError(
+                f"{where}: model.quantization needs 'lora': quantized weights cannot be trained themselves"
+            )
 
 
 def _check_stages(raw: dict[str, Any], where: str, path: str) -> RunConfig:

@@ -123,13 +123,15 @@ def load_model(path: str, dtype: str | torch.dtype | None = None, device: str | 
         path: folder or hub name.
         dtype: see `weight_dtype`.
         device: where to put it; None is the GPU if there is one.
-        **kwargs: passed to `from_pretrained`.
+        **kwargs: passed to `from_pretrained`, for the base model of an adapter too.
 
     Errors: ValueError in one line when there is no such model.
     """
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kwargs["dtype"] = weight_dtype(dtype, target)
-    _check_exists(path)
+    if "quantization_config" in kwargs:
+        kwargs["device_map"] = {"": target}  # quantized weights cannot be moved afterwards
+    check_exists(path)
     model: Any
     try:
         if (Path(path) / "adapter_config.json").is_file():
@@ -140,7 +142,7 @@ def load_model(path: str, dtype: str | torch.dtype | None = None, device: str | 
             model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
     except (OSError, ValueError) as error:
         raise ValueError(f"model {path}: {_first_line(error)}") from error
-    return model.to(target)
+    return model if "quantization_config" in kwargs else model.to(target)
 
 
 def load_tokenizer(path: str, chat_template: str | None = None, **kwargs: Any) -> Any:
@@ -153,7 +155,7 @@ def load_tokenizer(path: str, chat_template: str | None = None, **kwargs: Any) -
 
     Errors: ValueError in one line when there is none.
     """
-    _check_exists(path)
+    check_exists(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **kwargs)
     except (OSError, ValueError) as error:
@@ -183,8 +185,8 @@ def weight_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     return torch.float32 if found == torch.float16 else found
 
 
-def _check_exists(path: str) -> None:
-    """A hub name is `name` or `owner/name`; anything else, and what starts like a path, must be a folder here."""
+def check_exists(path: str) -> None:
+    """Errors: ValueError for a path that is no folder here; a hub name (`name`, `owner/name`) is not looked up."""
     looks_local = not path or path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not (path and Path(path).is_dir()):
         raise ValueError(f"model {path!r}: no such folder; give a folder with config.json, or a hub name")

@@ -215,6 +215,7 @@ def _strategy_environment(section: DistributedSection) -> dict[str, str]:
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     arguments = [*_launch_arguments(section), "--main_process_port", "0", "script"]
+    file: Any
     args, file, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(arguments))
     if args.use_deepspeed:
         args.deepspeed_fields_from_accelerate_config = ",".join(file.deepspeed_config)

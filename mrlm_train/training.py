@@ -2,6 +2,8 @@
 
 import dataclasses
 import errno
+import importlib
+import importlib.util
 import inspect
 import json
 import os
@@ -202,7 +204,7 @@ def _trainer(config: RunConfig, args: Any, path: str) -> Any:
     tokenizer = load_tokenizer(
         section.tokenizer_name_or_path or path,
         section.chat_template,
-        revision=section.revision or "main",
+        revision=(section.revision if section.tokenizer_name_or_path in (None, path) else None) or "main",
         trust_remote_code=section.trust_remote_code,
     )
     extra: dict[str, Any] = {"processing_class": tokenizer}
@@ -236,26 +238,40 @@ def _model(config: RunConfig, args: Any, path: str) -> Any:
     """The path itself, with its loading settings in `args`, or, for an adapter folder, the loaded model."""
     section = config.model
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if (Path(path) / "adapter_config.json").is_file():
-        model = load_model(path, section.dtype or "float32", "cpu", is_trainable=True)
-        return model if section.lora is None else model.merge_and_unload()
-    settings: dict[str, Any] = {"dtype": weight_dtype(section.dtype or "float32", device)}
-    if section.dtype == "auto":
-        settings["dtype"] = "auto"
-    for name in ("attn_implementation", "revision", "trust_remote_code"):
-        if getattr(section, name):
-            settings[name] = getattr(section, name)
+    settings: dict[str, Any] = {
+        name: value for name in ("attn_implementation", "trust_remote_code") if (value := getattr(section, name))
+    }
     if section.quantization is not None:
-        from transformers import BitsAndBytesConfig
-
-        settings["quantization_config"] = BitsAndBytesConfig(**section.quantization)
+        settings["quantization_config"] = _quantization(section.quantization)
+    if (Path(path) / "adapter_config.json").is_file():
+        if section.revision is not None:
+            raise ConfigError(
+                f"model.revision: {path} is an adapter; its adapter_config.json names the base's revision"
+            )
+        place = str(args.device) if section.quantization else "cpu"
+        model = load_model(path, section.dtype or "float32", place, is_trainable=True, **settings)
+        return model if section.lora is None else model.merge_and_unload()
+    settings["dtype"] = "auto" if section.dtype == "auto" else weight_dtype(section.dtype or "float32", device)
+    if section.revision is not None:
+        settings["revision"] = section.revision
     args.model_init_kwargs = {**settings, **(args.model_init_kwargs or {})}
     return path
 
 
-def _trainer_class(algorithm: str) -> Callable[..., Any]:
-    import importlib
+def _quantization(settings: dict[str, Any]) -> Any:
+    """bitsandbytes' configuration, where it can work."""
+    for lacking, fix in (
+        (importlib.util.find_spec("bitsandbytes") is None, "bitsandbytes; install it: pip install bitsandbytes"),
+        (not torch.cuda.is_available(), "a GPU, and there is none here"),
+    ):
+        if lacking:
+            raise ConfigError(f"model.quantization needs {fix}")
+    from transformers import BitsAndBytesConfig
 
+    return BitsAndBytesConfig(**settings)
+
+
+def _trainer_class(algorithm: str) -> Callable[..., Any]:
     module, config_name = ALGORITHMS[algorithm]
     return getattr(importlib.import_module(module), config_name.replace("Config", "Trainer"))
 
