@@ -2,10 +2,10 @@
 
     python benchmarks/ppo.py --task game --algorithms ppo grpo --seeds 0 1 2 3 4 --output /tmp/ppo.jsonl
 
-Two tasks on the toy policy. `game`: find a digit in four guesses, told "+" (higher) or "-" (lower); the start has
-learned from a bad player. `math`: sums of two numbers below 100; the start has seen 200 worked solutions, success is on
-the test split. A row of the output is a run: success before and after (greedy for math, sampled for the game, where
-there is no test split), and CPU-seconds of training. `benchmarks/README.md` has ours.
+Three tasks on the toy policy. `game`: find a digit in four guesses, told "+" (higher) or "-" (lower); the start has
+learned from a bad player. `math`: sums of two numbers below 100, from the start of `mrlm demo`. `sums`: the same from a
+shorter start, for DPO. A row of the output is a run: success before and after (greedy on the test split of the sums,
+sampled for the game, which has none), and CPU-seconds of training. `benchmarks/README.md` has ours.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from transformers import PrinterCallback
 
 from mrlm_envs.core import Opening, Options, Reply, TextEnv
-from mrlm_train import policy, tiny
+from mrlm_train import demo, policy, tiny
 from mrlm_train.dpo import DPOConfig, DPOTrainer
 from mrlm_train.environments import EnvEntry
 from mrlm_train.evaluation import evaluate
@@ -71,11 +71,17 @@ TASKS: dict[str, dict[str, Any]] = {
         "problems": 500,
     },
     "math": {
-        "env": EnvEntry("mrlm/Math-v0", {"kinds": ["addition"], "difficulty": [2, 2], "system_prompt": ""}),
+        "env": demo.ENVIRONMENT,
+        "rl": {"max_steps": 400, "learning_rate": 2e-4, "max_completion_length": demo.REPLY_TOKENS},
+        "temperature": 0.0,
+        "problems": 500,
+    },
+    "sums": {
+        "env": demo.ENVIRONMENT,
         "size": {"hidden_size": 96, "num_layers": 2},
         "demonstrations": 200,
         "sft": {"max_steps": 250, "learning_rate": 2e-3},
-        "rl": {"max_steps": 400, "learning_rate": 5e-4, "max_completion_length": 32},
+        "rl": {"max_completion_length": demo.REPLY_TOKENS},
         "temperature": 0.0,
         "problems": 500,
     },
@@ -128,12 +134,20 @@ def start(task: str, seed: int, folder: Path) -> Path:
     if (target / "config.json").is_file():
         return target
     settings = TASKS[task]
-    model, tokenizer = tiny.build(seed, **settings["size"])
-    demonstrations = expert_episodes(settings["env"], settings["demonstrations"], seed)
-    args = SFTConfig(
-        str(target), seed=seed, per_device_train_batch_size=64, warmup_steps=10, **settings["sft"], **COMMON
-    )
-    trainer = SFTTrainer(model, demonstrations, args, processing_class=tokenizer)
+    trainer: Any
+    if task == "math":
+        recipe, made = demo.Recipe(), folder / f"demo-{seed}"
+        model, tokenizer = tiny.build(seed, recipe.hidden_size, recipe.num_layers)
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        trainer = demo.sft_trainer(made, demo.demonstrations(recipe, seed), made / "sft", seed, recipe)
+    else:
+        model, tokenizer = tiny.build(seed, **settings["size"])
+        demonstrations = expert_episodes(settings["env"], settings["demonstrations"], seed)
+        args = SFTConfig(
+            str(target), seed=seed, per_device_train_batch_size=64, warmup_steps=10, **settings["sft"], **COMMON
+        )
+        trainer = SFTTrainer(model, demonstrations, args, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.save_model(str(target))
