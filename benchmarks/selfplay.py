@@ -1,10 +1,10 @@
-"""Self-play on the number game: win rates against opponents that are never played in training, before and after.
+"""Self-play on the number game: win rate against an opponent that is never played in training, before and after.
 
     python benchmarks/selfplay.py --seeds 0 1 2 --output /tmp/selfplay.jsonl
 
 The start has learned from random legal moves that an answer is 1, 2 or 3. Then PPO and GRPO let the policy play itself,
-and nothing else. Win rates are over 400 games, half of them in each seat, sampled at temperature 1: against `careless`
-(random legal moves) and against `perfect`, which nobody beats in more than half of them.
+and nothing else. Win rates are over 300 games, half of them in each seat, sampled at temperature 1, against `careless`
+(random legal moves), whom perfect play beats in 91 % of the games.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GAME = f"{MODULE}:env"
 COMMON: dict[str, Any] = {"report_to": [], "disable_tqdm": True, "save_strategy": "no", "use_cpu": True}
 LIMITS: dict[str, Any] = {"max_completion_length": 96, "max_turn_tokens": 2}
 RL: dict[str, Any] = {
-    "learning_rate": 5e-4,
+    "learning_rate": 1e-3,
     "warmup_steps": 20,
     "max_grad_norm": 0.2,
     "epsilon_high": 0.28,
@@ -53,9 +53,8 @@ ALGORITHMS: dict[str, Any] = {
 def start(seed: int, folder: Path) -> str:
     """A toy policy that knows what a move looks like."""
     model, tokenizer = tiny.build(seed, hidden_size=64, num_layers=2)
-    args = SFTConfig(
-        str(folder), seed=seed, per_device_train_batch_size=64, max_steps=100, learning_rate=2e-3, **COMMON
-    )
+    settings = {"per_device_train_batch_size": 32, "max_steps": 150, "learning_rate": 4e-3, "warmup_steps": 10}
+    args = SFTConfig(str(folder), seed=seed, **settings, **COMMON)
     trainer = SFTTrainer(model, expert_episodes(GAME, 1000, seed), args, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -63,7 +62,7 @@ def start(seed: int, folder: Path) -> str:
     return str(folder)
 
 
-def win_rate(model: Any, tokenizer: Any, opponent: str, games: int = 400) -> float:
+def win_rate(model: Any, tokenizer: Any, opponent: str, games: int = 300) -> float:
     """Share of games won against a function of the game's module, half of them in each seat."""
     seats = [EnvEntry(GAME, agents={agent: f"{MODULE}:{opponent}"}) for agent in ("first", "second")]
     sampling = Sampling(max_turn_tokens=2, max_episode_tokens=96, seed=1)
@@ -74,7 +73,7 @@ def run(algorithm: str, seed: int, begun: str, changes: dict[str, Any]) -> dict[
     """Train once by self-play; returns the row."""
     tokenizer = policy.load_tokenizer(begun)
     model = policy.load_model(begun, device="cpu")
-    before = {name: win_rate(model, tokenizer, name) for name in ("careless", "perfect")}
+    before = win_rate(model, tokenizer, "careless")
     trainer_class, config_class, own = ALGORITHMS[algorithm]
     args = config_class(output_dir=begun, seed=seed, **{**RL, **own, **changes})
     trainer = trainer_class(begun, GAME, args)
@@ -82,11 +81,11 @@ def run(algorithm: str, seed: int, begun: str, changes: dict[str, Any]) -> dict[
     cpu = time.process_time()
     trainer.train()
     cpu = time.process_time() - cpu
-    after = {name: win_rate(trainer.model, tokenizer, name) for name in before}
     return {
         "algorithm": algorithm,
         "seed": seed,
-        **{name: [before[name], after[name]] for name in before},
+        "before": before,
+        "after": win_rate(trainer.model, tokenizer, "careless"),
         "steps": args.max_steps,
         "cpu_seconds": round(cpu, 1),
         "baselines": {name.rpartition("/")[2]: round(value, 2) for name, value in trainer.baselines.items()},
@@ -98,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="other settings of the trainer")
     parser.add_argument("--output", type=Path, help="JSON lines, appended")
     args = parser.parse_args()

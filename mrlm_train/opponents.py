@@ -72,7 +72,8 @@ class PastOpponents(Opponents):
             if player not in self._copies and (is_past or player.refresh_every is not None):
                 model = copy.deepcopy(policy.model).requires_grad_(False)
                 name = f"{policy.name} (past)"
-                held = Policy(model, policy.chat, name, policy.engine_name, policy.rows)
+                chat = copy.deepcopy(policy.chat)  # its engine runs in another thread, and a tokenizer is not for two
+                held = Policy(model, chat, name, policy.engine_name, policy.rows)
                 self._copies[player] = _Copy(held, 0 if is_past else -1)
 
     def __call__(self, player: Player) -> Policy:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pettingzoo import ParallelEnv
 
+from benchmarks import selfplay
 from examples.selfplay.number_game import NumberGame, careless, perfect
 from mrlm_envs.spaces import Unicode
 from mrlm_train.advantages import update_baselines
@@ -28,6 +29,7 @@ from mrlm_train.opponents import FILE
 from mrlm_train.ppo import PPOConfig, PPOTrainer
 from mrlm_train.rollout import Request, Rollout, expert_episodes
 from tests.playing import CLOSE, TOKENIZER, say, scripted, tiny_model, tiny_policy
+from tests.processes import ALL_FOUR, metrics, train, write_config
 from tests.test_rollout import reference
 
 torch.set_num_threads(1)
@@ -82,6 +84,11 @@ def talk(rounds: Mapping[str, int], agents: Mapping[str, Any] | None = None, **k
 def play(policy: Any, envs: Any, sampling: Sampling = LARGE, seeds: int = 1, **settings: Any) -> list[Episode]:
     with Rollout(policy, envs, sampling, threads=4, max_invalid_share=1.0, **settings) as rollout:
         return rollout.run([Request(index, seed) for index in range(len(rollout.envs)) for seed in range(seeds)])
+
+
+def chatter() -> Talk:
+    """A game by name."""
+    return Talk({"a": 2, "b": 1})
 
 
 def polite(messages: list[dict[str, Any]], rng: Any) -> str:
@@ -412,6 +419,42 @@ def test_the_commands_play_games_too(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [e.agent for e in read(tmp_path / "games.jsonl")] == ["first"] * 5
     assert main(["eval", *command, "--agent", "third=policy"]) == 1
     assert "unknown agent 'third'; the game has first, second" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_play_themselves_as_one_does_and_share_their_baselines(tmp_path: Path) -> None:
+    game = {"id": "tests.test_selfplay:chatter", "agents": {"b": {"policy": "past", "refresh_every": 1}}}
+    limits = {"max_completion_length": 60, "max_turn_tokens": 4}
+    raw = {
+        **{key: ALL_FOUR[key] for key in ("model", "training", "distributed")},
+        "envs": [game, {"id": "tests.test_selfplay:chatter"}],
+        "stages": [{"grpo": {"num_generations": 4, **limits}}, {"ppo": limits}],
+    }
+    config = write_config(tmp_path / "c.yaml", raw)
+    alone = ["--config", str(config), "--output", str(tmp_path / "1"), "--set", "distributed.num_processes=1"]
+    assert main(["train", *alone]) == 0
+    code, said = train(config, tmp_path / "2", timeout=800)
+    assert code == 0, said
+    for stage in ("stage-1-grpo", "stage-2-ppo"):
+        alone, shared = (metrics(tmp_path / processes / stage) for processes in ("1", "2"))
+        assert len(alone) == 2
+        for one, two in zip(alone, shared, strict=True):
+            assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
+            assert {name for name in one if name.startswith("baseline")} == {
+                f"baseline/tests.test_selfplay:chatter/{agent}" for agent in "ab"
+            }
+
+
+@pytest.fixture(scope="module")
+def start_of_the_number_game(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return selfplay.start(0, tmp_path_factory.mktemp("start"))
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_the_toy_learns_the_number_game_from_nothing_but_itself(algorithm: str, start_of_the_number_game: str) -> None:
+    row = selfplay.run(algorithm, 0, start_of_the_number_game, {"max_steps": 100})
+    assert row["after"] > row["before"] + 0.1, row  # random moves, which it never meets in training
 
 
 def test_words_of_a_turn_end_as_they_were_sampled() -> None:

@@ -22,7 +22,7 @@ class NumberGame(AECEnv[str, str, str | None]):
 
     metadata: ClassVar[dict[str, Any]] = {"name": "number_game_v0", "is_parallelizable": False}
 
-    def __init__(self, low: int = 5, high: int = 12) -> None:
+    def __init__(self, low: int = 3, high: int = 8) -> None:
         super().__init__()
         self.possible_agents = ["first", "second"]
         self.low, self.high = low, high
