@@ -288,6 +288,13 @@ def check_strategy(config: RunConfig, trainer: Any) -> None:
     asked = found if config.distributed is None else config.distributed.strategy
     if found != asked:
         raise ConfigError(f"distributed.strategy is {asked}, but what runs is {found}; launch with {asked}.yaml")
+    mesh = getattr(accelerator, "parallelism_config", None)
+    for name in ("tp_size", "cp_size", "sp_size"):
+        if (getattr(mesh, name, None) or getattr(trainer.model, name, None) or 1) > 1:
+            raise ConfigError(
+                f"{name} above 1: processes that share a forward pass would have to play the same episodes, and here "
+                "each plays its own; use strategy fsdp, and vllm_tensor_parallel_size to generate"
+            )
     whole, here = parameters(trainer.model)
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     shards = found == "fsdp" or (plugin is not None and plugin.zero_stage == 3)

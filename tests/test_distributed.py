@@ -4,13 +4,16 @@ import signal
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 from safetensors.torch import load_file
 
+from mrlm_train import processes
 from mrlm_train.cli import main
+from mrlm_train.config import ConfigError, check
 from mrlm_train.episodes import read
 from mrlm_train.policy import load_model
 from tests.processes import ALL_FOUR, ROOT, metrics, run, start, train, write_config
@@ -117,11 +120,27 @@ def test_what_was_launched_and_is_not_what_was_asked_is_refused(
     assert code != 0 and said.replace("mrlm: ", "") in output
 
 
-def test_processes_with_different_configurations_are_told_which_setting_differs(tmp_path: Path) -> None:
-    config = write_config(tmp_path / "ppo.yaml", PPO)
+@pytest.mark.slow
+def test_two_machines_train_together(tmp_path: Path) -> None:
+    port = _free_port()
+    section = {"num_machines": 2, "num_processes": 2, "main_process_ip": "127.0.0.1", "main_process_port": port}
+    config = write_config(tmp_path / "ppo.yaml", {**PPO, "distributed": section})
+    command = ("-m", "mrlm_train.cli", "train", "--config", config, "--output", tmp_path / "run")
+    machines = [start(*command, "--set", f"distributed.machine_rank={rank}") for rank in (0, 1)]
+    said = [machine.communicate(timeout=250)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert "2 processes, ddp: each holds" in said[0] and "mrlm: trained model" in said[0] + said[1]
+
+
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+        return probe.getsockname()[1]
+
+
+def test_processes_with_different_configurations_are_told_which_setting_differs(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "ppo.yaml", PPO)
+    port = str(_free_port())
     machines = []
     for rank in ("0", "1"):  # as on two machines whose files differ
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}
@@ -201,3 +220,14 @@ def test_a_section_that_cannot_be_launched_is_one_line(
     assert main(["train", "--config", str(config), "--output", str(tmp_path / "run")]) == 1
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1 and said in errors[0]
+
+
+@pytest.mark.parametrize("name", ["tp_size", "cp_size", "sp_size"])
+def test_processes_that_would_share_episodes_are_refused(name: str, tmp_path: Path) -> None:
+    shared = SimpleNamespace(tp_size=1, cp_size=1, sp_size=1)
+    setattr(shared, name, 2)
+    kind = SimpleNamespace(value="MULTI_GPU")
+    accelerator = SimpleNamespace(num_processes=2, distributed_type=kind, parallelism_config=shared)
+    trainer = SimpleNamespace(accelerator=accelerator, model=None)
+    with pytest.raises(ConfigError, match=f"{name} above 1: processes that share a forward pass would have to play"):
+        processes.check_strategy(check({**PPO, "distributed": {}}), trainer)
