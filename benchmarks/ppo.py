@@ -72,7 +72,7 @@ TASKS: dict[str, dict[str, Any]] = {
     },
     "math": {
         "env": demo.ENVIRONMENT,
-        "rl": {"max_steps": 400, "learning_rate": 2e-4, "max_completion_length": demo.REPLY_TOKENS},
+        "rl": {"max_steps": 400, "learning_rate": 4e-4, "max_completion_length": demo.REPLY_TOKENS},
         "temperature": 0.0,
         "problems": 500,
     },
