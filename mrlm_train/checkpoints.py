@@ -54,7 +54,8 @@ class WholeCheckpoints:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
             accelerator.wait_for_everyone()
             if args.should_save:
-                _complete(folder, accelerator.num_processes, accelerator.distributed_type.value, self.run)
+                tokens = getattr(self, "_total_train_tokens", None)
+                _complete(folder, {"processes": accelerator.num_processes, "tokens": tokens, "run": self.run})
         except Exception as error:  # torch, safetensors and the system each have their own for a full disk
             if args.should_save:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -68,16 +69,23 @@ class WholeCheckpoints:
             best = trainer.state.best_model_checkpoint
             rotate_checkpoints(str(parent), limit, best_model_checkpoint=best, use_mtime=True)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is not None and (Path(checkpoint) / FILE).is_file():
+            tokens = json.loads((Path(checkpoint) / FILE).read_text("utf-8")).get("tokens")
+            if tokens is not None:
+                self._total_train_tokens = tokens  # TRL counts tokens for the metrics, and forgets them
 
-def _complete(folder: Path, processes: int, strategy: str, run: Mapping[str, Any] | None) -> None:
-    """Bring every file to the disk, then write the list of them."""
+
+def _complete(folder: Path, written: Mapping[str, Any]) -> None:
+    """Bring every file to the disk, then write the list of them and what is known of the run."""
     sizes = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
-    write_json(folder / FILE, {"files": sizes, "processes": processes, "strategy": strategy, "run": run})
+    write_json(folder / FILE, {"files": sizes, **written})
 
 
 def _failure(folder: Path, error: Exception) -> str:

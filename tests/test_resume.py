@@ -97,7 +97,7 @@ def copy(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("what", ["truncated", "gone", "never finished", "a list cut short"])
 def test_a_checkpoint_that_is_not_whole_is_never_picked_up(what: str, copy: Path) -> None:
-    last = copy / "run" / "checkpoint-6"
+    last, before = copy / "run" / "checkpoint-6", metrics(copy / "run")
     if what == "truncated":
         os.truncate(last / "optimizer.pt", 1000)
     elif what == "gone":
@@ -111,6 +111,7 @@ def test_a_checkpoint_that_is_not_whole_is_never_picked_up(what: str, copy: Path
         go(copy / "run.yaml", copy / "run", resume=str(last))
     go(copy / "run.yaml", copy / "run", "training.save_steps=2", resume="latest")
     assert checkpoints.latest(copy / "run") == last and (copy / "run" / "final").is_dir()
+    assert metrics(copy / "run") == before
 
 
 @pytest.mark.parametrize(
