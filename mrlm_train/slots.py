@@ -21,7 +21,8 @@ import torch
 
 from mrlm_train.generate import Conversation, Feed, Sampling, Wait, decoding, sample_tokens, turn_uniforms
 from mrlm_train.slot_attention import alike
-from mrlm_train.slot_cache import SlotModel, refusal, supports
+from mrlm_train.slot_cache import SlotModel
+from mrlm_train.slot_support import refusal, shares, supports
 
 __all__ = ["SlotEngine", "supports"]
 
@@ -219,7 +220,7 @@ class _Run:
         tokens, groups = alike(self.context[rows, : self.cached[rows].min()])
         self.group[:] = -1
         self.group[rows] = groups
-        self.slots.share(tokens, self.group)
+        self.slots.share(tokens if tokens and shares(self.slots.model) else 0, self.group)
 
     def pack(self, rows: np.ndarray) -> np.ndarray:
         """Where over an eighth of a decode would be idle rows, swap them with the last sampling ones.

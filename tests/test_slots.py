@@ -24,7 +24,7 @@ from mrlm_train import policy, tiny
 from mrlm_train.generate import End, Feed, ModelTurn, Sampling, TurnEngine, Wait, engine_for
 from mrlm_train.rollout import Request, Rollout
 from mrlm_train.slot_attention import Groups, alike
-from mrlm_train.slot_cache import shares
+from mrlm_train.slot_support import shares
 from mrlm_train.slots import SlotEngine, supports
 
 torch.set_num_threads(1)
