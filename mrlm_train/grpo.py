@@ -120,6 +120,12 @@ class GRPOTrainer(EpisodeTrainer):
         if args.beta > 0 and is_nameless and trl_arguments.get("peft_config") is None:
             raise ValueError("beta > 0 needs a reference policy: give the model as a path (save it first) or use LoRA")
         _save_between_generations(args)
+        rows = args.per_device_train_batch_size * (args.steps_per_generation or 1)
+        if args.dynamic_sampling and rows % args.num_generations:
+            raise ValueError(
+                f"dynamic_sampling needs whole groups in each process: its {rows} episodes are no groups of "
+                f"{args.num_generations}; raise per_device_train_batch_size or gradient_accumulation_steps"
+            )
         pool = EnvPool(entries(envs), args.env_threads)
         self.eval_envs = pool.envs if eval_envs is None else entries(eval_envs)
         rows = task_rows(args, pool)

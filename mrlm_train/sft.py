@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from trl.trainer import sft_config as trl_sft_config
 from trl.trainer import sft_trainer as trl_sft_trainer
@@ -117,7 +118,11 @@ class SFTTrainer(PlayedEvaluation, trl_sft_trainer.SFTTrainer):
         eos_ids = [eos] if isinstance(eos, int) else eos or []
         chat = Chat(tokenizer, args.chat_template_kwargs, args.system_prompt, eos_ids)
         if episodes is None:
-            episodes = expert_episodes(envs or [], args.num_episodes, args.seed)
+            played = [expert_episodes(envs or [], args.num_episodes, args.seed)]
+            broadcast_object_list(
+                played
+            )  # an environment may not play the same twice, but all processes learn the same
+            episodes = played[0]
             if args.system_prompt is not None:  # the experts heard their environment's own
                 episodes = [_addressed(episode, args.system_prompt) for episode in episodes]
         elif isinstance(episodes, str | os.PathLike):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 
 from mrlm_train import checkpoints, processes, run_folder, tiny
@@ -248,6 +249,10 @@ def _model(config: RunConfig, args: Any, path: str) -> Any:
             raise ConfigError(
                 f"model.revision: {path} is an adapter; its adapter_config.json names the base's revision"
             )
+        shards = config.distributed is not None and config.distributed.strategy != "ddp"
+        if section.lora is not None and (not section.merge or (shards and processes.world_size() > 1)):
+            fix = "remove 'lora' to go on training it" + ("" if shards else ", or set model.merge: true")
+            raise ConfigError(f"model {path} is an adapter, and a second one on top would not know of it: {fix}")
         place = str(args.device) if section.quantization else "cpu"
         model = load_model(path, section.dtype or "float32", place, is_trainable=True, **settings)
         return model if section.lora is None else model.merge_and_unload()
@@ -307,17 +312,11 @@ def _save(config: RunConfig, trainer: Any, final: Path) -> None:
     if is_main:
         shutil.rmtree(partial, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    merge = config.model.merge and hasattr(model, "merge_and_unload")
-    if merge and not shards_parameters(trainer):
-        if is_main:
-            model.merge_and_unload().save_pretrained(partial)
-    else:
-        trainer.save_model(str(partial))
+    trainer.save_model(str(partial))
     trainer.accelerator.wait_for_everyone()
     if is_main:
-        if merge and shards_parameters(trainer):
-            _merge(partial, trainer.args)
+        if config.model.merge and (partial / "adapter_config.json").is_file():
+            _merge(config, trainer, partial)
         trainer.processing_class.save_pretrained(partial)
         run_folder.write_environments(partial, config.envs)
         shutil.rmtree(final, ignore_errors=True)
@@ -325,10 +324,19 @@ def _save(config: RunConfig, trainer: Any, final: Path) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def _merge(folder: Path, args: Any) -> None:
+def _merge(config: RunConfig, trainer: Any, folder: Path) -> None:
     """Make an adapter's folder that of the whole model."""
-    with processes.whole_models(args):
-        merged = load_model(str(folder), "float32", "cpu").merge_and_unload()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if shards_parameters(trainer):  # this process holds a share of it: read it again
+        section = config.model
+        settings = {
+            name: value for name in ("revision", "trust_remote_code") if (value := getattr(section, name, None))
+        }
+        adapter = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        with processes.whole_models(trainer.args):
+            base = load_model(adapter["base_model_name_or_path"], section.dtype or "float32", "cpu", **settings)
+        model = PeftModel.from_pretrained(base, folder)
+    merged = model.merge_and_unload()
     for path in folder.glob("adapter_*"):
         path.unlink()
     merged.save_pretrained(folder)

@@ -15,7 +15,9 @@ from mrlm_train import processes
 from mrlm_train.cli import main
 from mrlm_train.config import ConfigError, check
 from mrlm_train.episodes import read
+from mrlm_train.grpo import GRPOConfig, GRPOTrainer
 from mrlm_train.policy import load_model
+from tests.playing import TOKENIZER
 from tests.processes import ALL_FOUR, ROOT, metrics, run, start, train, write_config
 
 STAGES = ("stage-1-sft", "stage-2-grpo", "stage-3-ppo", "stage-4-dpo")
@@ -68,6 +70,22 @@ def test_each_process_plays_its_own_share_of_the_tasks_in_whole_groups(one: Path
     assert [e.completion_ids for e in first] == [e.completion_ids for e in alone[:8]]
     assert [[e.group_id for e in alone].count(e.group_id) for e in alone] == [4] * 16
     assert not {e.seed for e in alone[:8]} & {e.seed for e in alone[8:]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed"])
+def test_a_merged_adapter_is_the_one_that_one_process_trains(strategy: str, tmp_path: Path) -> None:
+    lora = {"r": 4, "target_modules": "all-linear"}
+    section = {**PPO["model"], "lora": lora, "merge": True}
+    config = write_config(tmp_path / "ppo.yaml", {**PPO, "model": section, "distributed": {"strategy": strategy}})
+    for processes_, folder in ((1, "one"), (2, "two")):
+        code, said = train(config, tmp_path / folder, f"distributed.num_processes={processes_}")
+        assert code == 0, said
+    alone, shared = (load_model(str(tmp_path / name / "final"), device="cpu").state_dict() for name in ("one", "two"))
+    start_ = load_model(str(tmp_path / "one" / "tiny"), device="cpu").state_dict()
+    assert any((alone[name] - weight).abs().max() > 1e-5 for name, weight in start_.items())
+    for name, weight in alone.items():
+        assert (weight - shared[name]).abs().max() < 1e-6, name
 
 
 PPO: dict[str, Any] = {
@@ -231,3 +249,10 @@ def test_processes_that_would_share_episodes_are_refused(name: str, tmp_path: Pa
     trainer = SimpleNamespace(accelerator=accelerator, model=None)
     with pytest.raises(ConfigError, match=f"{name} above 1: processes that share a forward pass would have to play"):
         processes.check_strategy(check({**PPO, "distributed": {}}), trainer)
+
+
+def test_groups_that_straddle_processes_cannot_be_replaced(tmp_path: Path) -> None:
+    args = GRPOConfig(str(tmp_path), per_device_train_batch_size=8, num_generations=4, dynamic_sampling=1)
+    args.per_device_train_batch_size = 6  # of one of two processes, whose 12 make three groups
+    with pytest.raises(ValueError, match="dynamic_sampling needs whole groups in each process: its 6 episodes are no"):
+        GRPOTrainer("tiny", "mrlm/Math-v0", args, processing_class=TOKENIZER)

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from mrlm_train import config, training
 from mrlm_train.config import ConfigError, check
+from mrlm_train.policy import load_model
 from tests.playing import TOKENIZER, tiny_model
 
 torch.set_num_threads(1)
@@ -120,6 +121,30 @@ def test_quantization_says_what_it_lacks_here(model: str, tmp_path: Path) -> Non
 def test_a_revision_of_an_adapter_folder_is_refused(adapter: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"adapter_config\.json names the base's revision"):
         trainer(tmp_path, model_name_or_path=adapter, revision="v2")
+
+
+def test_an_adapter_on_an_adapter_is_merged_or_refused(adapter: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"is an adapter, and a second one on top would not know of it: remove 'lora'"
+    ):
+        trainer(tmp_path, model_name_or_path=adapter, lora={"r": 2})
+    assert trainer(tmp_path, model_name_or_path=adapter, lora={"r": 2}, merge=True).model.peft_config["default"].r == 2
+
+
+def test_merge_leaves_the_whole_model_and_the_critic_in_place_of_the_adapter(model: str, tmp_path: Path) -> None:
+    raw = {
+        "output_dir": str(tmp_path / "run"),
+        "model": {"model_name_or_path": model, "lora": {"r": 2, "target_modules": "all-linear"}, "merge": True},
+        "training": {"algorithm": "ppo", "batch_size": 4, "max_steps": 1, "learning_rate": 0.1, "save_strategy": "no"},
+        "ppo": {"max_completion_length": 8, "max_turn_tokens": 4, "value_learning_rate": 0.1},
+        "envs": [{**SUMS, "reward": "tests.processes:lottery"}],
+    }
+    final = training.run(check(raw))
+    assert {"model.safetensors", "value_head.safetensors"} <= {path.name for path in final.iterdir()}
+    assert not list(final.glob("adapter_*"))
+    before, after = (load_model(str(path), device="cpu").state_dict() for path in (model, final))
+    assert before.keys() == after.keys()
+    assert any((after[name] - weight).abs().max() > 1e-4 for name, weight in before.items())
 
 
 def test_dpo_plays_its_groups_with_the_model_as_it_is_configured(
