@@ -189,7 +189,7 @@ def _own_groups(model: Any, chat: Chat, envs: EnvLike | Iterable[EnvLike], args:
     if isinstance(model, str):
         device = "cpu" if args.use_cpu or not torch.cuda.is_available() else f"cuda:{args.local_process_index}"
         with whole_models(args):
-            settings = dict(args.model_init_kwargs or {})
+            settings: dict[str, Any] = {**(args.model_init_kwargs or {})}  # type: ignore[dict-item]
             model = load_model(model, settings.pop("dtype", "float32"), device, **settings)
     pool = EnvPool(entries(envs), args.env_threads)
     with Rollout(Policy(model, chat, "start", args.engine, args.rows), pool, args.sampling()) as rollout:

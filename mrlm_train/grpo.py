@@ -121,7 +121,7 @@ class GRPOTrainer(EpisodeTrainer):
             raise ValueError("beta > 0 needs a reference policy: give the model as a path (save it first) or use LoRA")
         _save_between_generations(args)
         rows = args.per_device_train_batch_size * (args.steps_per_generation or 1)
-        if args.dynamic_sampling and rows % args.num_generations:
+        if args.dynamic_sampling and rows % (args.num_generations or 1):
             raise ValueError(
                 f"dynamic_sampling needs whole groups in each process: its {rows} episodes are no groups of "
                 f"{args.num_generations}; raise per_device_train_batch_size or gradient_accumulation_steps"
