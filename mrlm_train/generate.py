@@ -28,6 +28,8 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
+from mrlm_train.slot_cache import ONE_PASS
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -301,7 +303,7 @@ class ModelTurn:
             return_dict_in_generate=False,
             disable_compile=True,
         )
-        with decoding(self.model):
+        with decoding(self.model), ONE_PASS:
             out_BT = self.model.generate(
                 input_ids=ids_BT.to(device),
                 attention_mask=mask_BT.to(device),

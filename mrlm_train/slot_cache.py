@@ -10,6 +10,7 @@ Shape letters: B rows of a forward pass, T its tokens, H key-value heads, D head
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -21,6 +22,9 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from mrlm_train.slot_attention import ATTENTION, Groups, SharedBeginning
+
+ONE_PASS = threading.RLock()
+"""Held in a forward pass: those of two models in two threads (self-play against a frozen one) disturbed each other."""
 
 
 @dataclass
@@ -161,20 +165,21 @@ class SlotModel:
         window.rows_B, window.places_BT = torch.from_numpy(rows).to(device), torch.from_numpy(places_BT).to(device)
         # learned position embeddings end somewhere: padding stays inside
         positions_BT = torch.from_numpy(np.minimum(places_BT, last[:, None])).to(device)
-        attention = self.config._attn_implementation
-        try:
-            if window.start:
-                self.config._attn_implementation = ATTENTION
-            output = self.model(
-                input_ids=torch.from_numpy(ids_BT).to(device),
-                position_ids=positions_BT,
-                attention_mask=self.mask(positions_BT),
-                past_key_values=self.cache,
-                use_cache=True,
-                **self.keep,
-            )
-        finally:
-            self.config._attn_implementation = attention
+        with ONE_PASS:
+            attention = self.config._attn_implementation
+            try:
+                if window.start:
+                    self.config._attn_implementation = ATTENTION
+                output = self.model(
+                    input_ids=torch.from_numpy(ids_BT).to(device),
+                    position_ids=positions_BT,
+                    attention_mask=self.mask(positions_BT),
+                    past_key_values=self.cache,
+                    use_cache=True,
+                    **self.keep,
+                )
+            finally:
+                self.config._attn_implementation = attention
         return output.logits[:, -1]
 
     def share(self, tokens: int, groups: np.ndarray) -> None:

@@ -26,6 +26,7 @@ from mrlm_train.games import one_a_row, row_shares
 from mrlm_train.generate import Sampling
 from mrlm_train.grpo import GRPOConfig, GRPOTrainer
 from mrlm_train.opponents import FILE
+from mrlm_train.plays import Play
 from mrlm_train.ppo import PPOConfig, PPOTrainer
 from mrlm_train.rollout import Request, Rollout, expert_episodes
 from tests.playing import CLOSE, TOKENIZER, say, scripted, tiny_model, tiny_policy
@@ -361,7 +362,7 @@ def test_a_frozen_past_copy_does_not_train_and_is_renewed_on_time(tmp_path: Path
 @pytest.mark.parametrize("make", [grpo, ppo])
 def test_a_resumed_run_goes_on_with_its_baselines_and_its_past_copy(make: Any, tmp_path: Path) -> None:
     agents = {"b": {"policy": "past", "refresh_every": 2}}
-    # two engines: who shares a decode depends on the clock, which the slot engine's rounding shows
+    # two engines: who shares a decode depends on the clock, which the slot engine's rounding may show
     saving = {"max_steps": 4, "save_strategy": "steps", "save_steps": 3, "save_episodes": 0, "engine": "turn"}
     whole = make(tmp_path, agents, **saving)
     whole.train()
@@ -372,6 +373,27 @@ def test_a_resumed_run_goes_on_with_its_baselines_and_its_past_copy(make: Any, t
     assert [e.completion_ids for e in resumed.episodes] == [e.completion_ids for e in whole.episodes]
     for (name, value), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(value, other), name
+
+
+def test_two_engines_at_work_do_not_disturb_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plays: list[Play] = []
+
+    class Watched(Play):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            plays.append(self)
+
+    monkeypatch.setattr("mrlm_train.rollout.Play", Watched)
+    trainer = ppo(tmp_path, {"b": "past"}, max_steps=3, learning_rate=0.0)  # so both models stay as they are
+    trainer.train()
+    assert {play.episode.agent for play in plays} == {"a", "b"} and len(plays) == 48
+    for episode in (play.episode for play in plays):
+        assert episode.prompt_ids and episode.completion_ids and episode.logprobs
+        ids, start = episode.prompt_ids + episode.completion_ids, len(episode.prompt_ids) - 1
+        with torch.no_grad():
+            wanted = torch.log_softmax(trainer.model(torch.tensor([ids])).logits[0, start:-1], -1)
+        for at, (token, found) in enumerate(zip(episode.completion_ids, episode.logprobs, strict=True)):
+            assert found is None or found == pytest.approx(float(wanted[at, token]), abs=1e-4), episode.agent
 
 
 def test_a_checkpoint_without_the_past_copies_is_one_line(tmp_path: Path) -> None:
