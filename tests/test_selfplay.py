@@ -452,7 +452,10 @@ def test_two_processes_play_themselves_as_one_does_and_share_their_baselines(tmp
     raw = {
         **{key: ALL_FOUR[key] for key in ("model", "training", "distributed")},
         "envs": [game, {"id": "tests.test_selfplay:chatter"}],
-        "stages": [{"grpo": {"num_generations": 4, **limits}}, {"ppo": limits}],
+        "stages": [
+            {"grpo": {"num_generations": 4, **limits}},
+            {"ppo": limits, "envs": ["tests.test_selfplay:chatter"]},  # so that no game lies across the processes
+        ],
     }
     config = write_config(tmp_path / "c.yaml", raw)
     alone = ["--config", str(config), "--output", str(tmp_path / "1"), "--set", "distributed.num_processes=1"]
