@@ -245,8 +245,6 @@ class Sandbox:
                         return slot
                 if len(self._slots) > self._workers:
                     return self._slots.pop(0)
-                while self._cleaning and self._cleaning[0].done():
-                    self._cleaning.popleft()
                 cleaning = self._cleaning.popleft() if len(self._cleaning) > self._workers else None
                 root, landlock = self._root, self._launcher is not None and self._launcher.with_landlock
             if cleaning is None:
@@ -258,6 +256,8 @@ class Sandbox:
         if program is not None:
             program.kill()
         with self._lock:
+            while self._cleaning and self._cleaning[0].done():
+                self._cleaning.popleft()
             try:
                 self._cleaning.append(self._janitor.submit(self._make_ready, slot, program))
                 return
