@@ -6,8 +6,8 @@ Both graders take turns on the same pairs, several rounds, so that what else the
 medians over the rounds. math-verify runs with its own time-outs (2 s, SIGALRM, hence in the main thread), and gets the
 reply as its documentation says: `verify(parse(gold), parse(reply))`.
 
-The hard pairs are ours (`tests/data/math_hard_pairs.jsonl`, most of them labelled before grading); read the accuracy as "how the two
-differ on traps", and the GSM8K spellings as ordinary work.
+The hard pairs are ours (`tests/data/math_hard_pairs.jsonl`, most of them labelled before grading); read the accuracy as
+"how the two differ on traps", and the GSM8K spellings as ordinary work.
 """
 
 import argparse
