@@ -1,6 +1,7 @@
 """Endless programming problems with reference solutions, drawn from the families."""
 
 import functools
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mrlm_envs import tasks
-from mrlm_envs.code.families import FAMILIES, Family, Params
+from mrlm_envs.code.families import FAMILIES, Draw, Family, Params
 from mrlm_envs.code.judge import Problem, Test
 from mrlm_envs.code.tasks import function_prompt
 
@@ -46,14 +47,12 @@ def generate(rng: np.random.Generator, kinds: tuple[str, ...], difficulty: tuple
     fitting = _within(kinds, level)
     name = fitting[int(rng.integers(len(fitting)))]
     family = FAMILIES[name]
-    tests: tuple[Test, ...] = ()
+    draw, tests = Draw(rng), tuple[Test, ...]()
     params, source = {}, ""
     while not tests:
-        params = family.params(rng, level)
-        source = f"def {name}({family.args}):\n" + "".join(
-            f"    {line}\n" if line else "\n" for line in _filled(family.body, params).split("\n")
-        )
-        tests = _tests(rng, family, params, _compiled(source, name), level)
+        params = family.params(draw, level)
+        source = f"def {name}({family.args}):\n{textwrap.indent(_filled(family.body, params), '    ')}\n"
+        tests = _tests(draw, family, params, _compiled(source, name), level)
     prompt = f"Write a function `{name}({family.args})`. {_filled(family.text, params)}"
     told = ",".join(f"{key}={value}" for key, value in sorted(params.items()) if f"${key}" in family.text)
     return Problem(
@@ -87,15 +86,13 @@ def _compiled(source: str, name: str) -> Callable[..., Any]:
     return namespace[name]
 
 
-def _tests(
-    rng: np.random.Generator, family: Family, params: Params, solve: Callable[..., Any], level: int
-) -> tuple[Test, ...]:
+def _tests(draw: Draw, family: Family, params: Params, solve: Callable[..., Any], level: int) -> tuple[Test, ...]:
     """Tests of several sizes, few of them with the same answer; none if the parameters do not allow that."""
     tests: list[Test] = []
     seen: Counter[str] = Counter()
     for i in range(_MOST_DRAWS):
-        size = _FIRST_SIZES[i] if i < len(_FIRST_SIZES) else 2 + int(rng.integers(3 + 2 * level))
-        args = family.inputs(rng, size, params)
+        size = _FIRST_SIZES[i] if i < len(_FIRST_SIZES) else draw.whole(2, 4 + 2 * level)
+        args = family.test_args(draw, size, params)
         answer = solve(*args)
         seen[repr(answer)] += 1
         if seen[repr(answer)] <= _MOST_ALIKE:

@@ -13,7 +13,7 @@ import pytest
 
 from mrlm_envs.code import generators
 from mrlm_envs.code.compare import matches
-from mrlm_envs.code.families import FAMILIES
+from mrlm_envs.code.families import FAMILIES, Draw
 from mrlm_envs.code.generators import _compiled, generate
 from mrlm_envs.code.judge import judge
 from mrlm_envs.sandbox import Limits, Sandbox
@@ -70,7 +70,7 @@ def test_under_three_percent_of_one_token_mutants_pass(monkeypatch, tasks):
         for i in range(tasks):
             task, params = _generate(monkeypatch, rng, name, family.level + i % (6 - family.level))
             solve = _compiled(task.reference, name)
-            more = [family.inputs(rng, int(size), params) for size in rng.integers(0, 14, size=150)]
+            more = [family.test_args(Draw(rng), int(size), params) for size in rng.integers(0, 14, size=150)]
             wanted = [solve(*copy.deepcopy(args)) for args in more]
             for mutant in _mutants(task.reference, name):
                 if not all(_gives(mutant, test.args, test.expected) for test in task.tests):
