@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := train,serve,tools,sql,shop,debate,llm,mcp,openenv,dev
 
-.PHONY: demo test test-slow test-peers lint install proto
+.PHONY: demo test test-slow test-peers lint install proto docs
 
 demo: install
 	$(BIN)/mrlm demo
@@ -22,6 +22,12 @@ test-peer-%:
 	$(PYTHON) -m venv build/peers/$*
 	build/peers/$*/bin/python -m pip install -q --disable-pip-version-check -e ".[peer-$*]" pytest pytest-timeout hypothesis
 	build/peers/$*/bin/python -m pytest tests/envs/integrations/test_$*.py
+
+# The site, in build/docs; a warning is an error. The environments' pages and the settings are made from the code.
+docs: install
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m sphinx -q -W --keep-going -E -b html docs build/docs
+	@echo "build/docs/index.html"
 
 lint: install
 	$(BIN)/ruff check .
