@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := train,serve,tools,sql,shop,debate,llm,mcp,openenv,dev
 
-.PHONY: demo test test-slow test-peers lint install proto docs
+.PHONY: demo test test-slow test-peers lint install proto docs bench
 
 demo: install
 	$(BIN)/mrlm demo
@@ -28,6 +28,10 @@ docs: install
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	$(BIN)/python -m sphinx -q -W --keep-going -E -b html docs build/docs
 	@echo "build/docs/index.html"
+
+# Every benchmark and its peers, resumable by row; rewrites the tables in benchmarks/README.md.
+bench: install
+	$(BIN)/python benchmarks/suite.py
 
 lint: install
 	$(BIN)/ruff check .
