@@ -219,7 +219,8 @@ def read_yaml(path: Path) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(path.read_text("utf-8"))
+        # libyaml's loader is 30 times faster, where PyYAML was built with it.
+        return yaml.load(path.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise ValueError(f"tasks {path.name}: not YAML ({' '.join(str(error).split())})") from None
 

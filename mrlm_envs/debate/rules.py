@@ -36,10 +36,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 from mrlm_envs.debate.equations import contradicts, false_equations
 from mrlm_envs.debate.scoring import Round, Verdict
 from mrlm_envs.debate.topics import SIDES, Evidence, Topic, other
+from mrlm_envs.tasks import read_yaml
 
 MAX_STATEMENT = 4_000  # characters of a statement that are read
 MAX_WORDS = 150  # words of a statement that cost no clarity
@@ -53,40 +55,17 @@ _STANCE = re.compile(r"^[ \t]*stance:[ \t]*(pro|con)\b.*$", re.IGNORECASE | re.M
 _SPLIT = re.compile(r"(?<=[.!?])\s+|\n+")
 _CITED = re.compile(r"\[\s*([A-Za-z]{1,8}\d{1,4})\s*\]")
 _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)?|[-+*/=]")
-_SMALL_WORDS = """
-a about after again against all also although an and any are as at be because been before being but by can could do
-does even every few for from had has have hence here how i if in into is it its itself just may me mine more most much
-must my neither no nobody nor not nothing of on once only or other our out over own shall she should since so some
-still such than that the their theirs them then there therefore these they this those though through thus to too under
-until up us was we were what when where which while who whom whose why will with within without would yet you your
-"""
-_FUNCTION_WORDS = frozenset(_SMALL_WORDS.split())
-_DENIALS = """
-not no never none nobody nothing neither nor cannot without hardly scarcely barely rarely seldom if unless whether
-suppose supposing imagine pretend supposedly allegedly though although despite however false falsely wrong wrongly
-untrue incorrect inaccurate mistaken mistake mistakes error errors lie lies lied myth myths nonsense fiction fake
-fabricated invented doubt doubts doubtful dubious deny denies denied refuse refuted disproved disproven
-debunked unfounded baseless misleading irrelevant weak withdraw withdrawn retract retracted reject rejected ignore
-ignored disregard forget forgotten opposite contrary reverse fails failed contradicts disagree unlike worthless
-"""
-DENIALS = frozenset(_DENIALS.split())
+_WORDS = read_yaml(Path(__file__).with_name("rules.yaml"))
+_FUNCTION_WORDS = frozenset(_WORDS["small_words"].split())
+DENIALS = frozenset(_WORDS["denials"].split())
 """Words that turn a quotation around or take it back; so does every word that ends in n't."""
-
-_CONCESSIONS = (
-    r"\b(?:i|we|my side|our side)(?: \w+){0,2} (?:was|were|am|are|is|be) (?:\w+ )?(?:wrong|mistaken|beaten|defeated)\b",
-    r"\b(?:concede|conceded|surrender|apologi[sz]e|sorry|give up|take (?:\w+ ){1,3}back)\b",
-    r"\b(?:i|we|my side|our side) (?:\w+ )?(?:lose|lost|loses|admit|withdraw|yield|retract)\b",
-    r"\b(?:OTHER|other side|opponents?)(?: \w+){0,4} (?:right|wins?|won|stronger|better|correct|true|prevails?)\b",
-    r"\b(?:vote|decide|decision|rule|find|judge|verdict|victory|win|side|favou?r|support|speak|argue|stand|agree)"
-    r"(?: \w+){0,4} (?:OTHER|other side|opponents?|POSITION the motion)\b",
-)
 
 
 @lru_cache(maxsize=2)
 def _concession(side: str) -> re.Pattern[str]:
     """What a side says when it gives up: over lower-case words with one blank between them."""
     position = "against" if side == "pro" else "for"
-    return re.compile("|".join(_CONCESSIONS).replace("OTHER", other(side)).replace("POSITION", position))
+    return re.compile("|".join(_WORDS["concessions"]).replace("OTHER", other(side)).replace("POSITION", position))
 
 
 @dataclass(frozen=True, slots=True)

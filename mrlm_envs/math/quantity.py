@@ -7,7 +7,10 @@ compares two of them. No floats: 0.3333333333 is not 1/3.
 import re
 from fractions import Fraction
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
+
+from mrlm_envs.tasks import read_yaml
 
 MAX_LENGTH = 200  # characters; a longer text is no number
 _MAX_BITS = 4_000  # of an evaluated power; beyond it the text is no number here
@@ -32,17 +35,11 @@ class Quantity(NamedTuple):
 
 # Typography ----------------------------------------------------------------------------------------------------------
 
-_CHARACTERS = {ord(c): "-" for c in "−–—‒―‐‑﹣"}
-_CHARACTERS |= {c: chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)}  # full-width ASCII
-_CHARACTERS |= {ord(c): " " for c in "\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"}
-_CHARACTERS |= {ord(c): "" for c in "\u200b\u200c\u200d\u2060\ufeff"}
-_CHARACTERS |= {ord(c): "/" for c in "÷⁄∕"}
-_FRACTIONS = "½1/2 ⅓1/3 ⅔2/3 ¼1/4 ¾3/4 ⅕1/5 ⅖2/5 ⅗3/5 ⅘4/5 ⅙1/6 ⅚5/6 ⅛1/8 ⅜3/8 ⅝5/8 ⅞7/8"
-_CHARACTERS |= {ord(pair[0]): f" {pair[1:]}" for pair in _FRACTIONS.split()}
-_COMMANDS = (
-    "×cdot ✕cdot ·cdot ⋅cdot ∙cdot ≤le ⩽le ≥ge ⩾ge ≠ne ∞infty πpi √sqrt ∪cup ∩cap ∈in ∅emptyset ±pm ≈approx θtheta"
-)
-_CHARACTERS |= {ord(pair[0]): rf"\{pair[1:]} " for pair in _COMMANDS.split()}
+_TABLES = read_yaml(Path(__file__).with_name("quantity.yaml"))
+_CHARACTERS = {c: chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)}  # full-width ASCII
+_CHARACTERS |= {ord(c): plain for plain, characters in _TABLES["look_alikes"].items() for c in characters}
+_CHARACTERS |= {ord(pair[0]): f" {pair[1:]}" for pair in _TABLES["fractions"].split()}
+_CHARACTERS |= {ord(pair[0]): rf"\{pair[1:]} " for pair in _TABLES["commands"].split()}
 _RAISED = {ord(c): plain for c, plain in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")}
 _LOWERED = {ord(c): str(i) for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")}
 _SUPERSCRIPT = re.compile("⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
@@ -57,27 +54,7 @@ _TEXT = re.compile(r"\\(?:text|textnormal|textbf|textrm|textsf|textit|mathrm|mat
 _WORD = re.compile(r"\\(?:text|textnormal|textrm|mathrm|mbox)\s?\{ ?([a-z]{2,3}) ?\}")
 _FRAC = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _SHORT_FRAC = re.compile(r"\\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})")
-_OPERATORS = [
-    (re.compile(pattern), put)
-    for pattern, put in [
-        (r"\\(?:times|ast)(?![A-Za-z])", r"\\cdot "),
-        (r"\\div(?![A-Za-z])", "/"),
-        (r"\\(?:leq|leqslant)(?![A-Za-z])|<=|=<", r"\\le "),
-        (r"\\(?:geq|geqslant)(?![A-Za-z])|>=", r"\\ge "),
-        (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
-        (r"\\lt(?![A-Za-z])", "<"),
-        (r"\\gt(?![A-Za-z])", ">"),
-        (r"\\lbrace(?![A-Za-z])", r"\\{"),
-        (r"\\rbrace(?![A-Za-z])", r"\\}"),
-        (r"\\[lr]vert(?![A-Za-z])|\\vert(?![A-Za-z])", "|"),
-        (r"\\langle(?![A-Za-z])", "("),
-        (r"\\rangle(?![A-Za-z])", ")"),
-        (r"\s*\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?|\\degree(?![A-Za-z])", "°"),
-        (r"\\([$%#&])", r"\1"),
-        (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
-        (r"\binfinity\b|(?<!\\)\boo\b", r"\\infty "),
-    ]
-]
+_SPELLINGS = [(re.compile(pattern), put) for pattern, put in _TABLES["spellings"]]
 _DELIMITERS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`")]
 
 
@@ -113,7 +90,7 @@ def clean(text: str) -> str:
         text = _FRAC.sub(r"\\frac", text)
         text = _SHORT_FRAC.sub(_brace_frac, text)
     if _SPECIAL.search(text):
-        for pattern, put in _OPERATORS:
+        for pattern, put in _SPELLINGS:
             text = pattern.sub(put, text)
     return " ".join(text.replace("**", "^").split()).rstrip(".,;: ")
 
@@ -125,60 +102,16 @@ def _brace_frac(match: re.Match[str]) -> str:
 
 # Units ---------------------------------------------------------------------------------------------------------------
 
-_UNIT_TABLE = """
-length: m metre meter=1 cm centimetre centimeter=1/100 mm millimetre millimeter=1/1000 km kilometre kilometer=1000
-length: in inch inche=127/5000 ft foot feet=381/1250 yd yard=1143/1250 mi mile=201168/125
-mass: g gram gm=1 kg kilogram kilo=1000 mg milligram=1/1000 lb pound=45359237/100000 oz ounce=45359237/1600000
-time: s sec second=1 ms millisecond=1/1000 min minute=60 h hr hour=3600 day=86400 week=604800
-volume: L l liter litre=1 mL ml milliliter millilitre=1/1000
-usd: $ us$ usd dollar buck=1 cent ¢ penny pennie=1/100
-eur: € eur euro=1
-gbp: £ gbp=1
-inr: ₹ rs rs. inr rupee=1
-jpy: ¥ jpy yen=1
-degree: ° deg degree=1
-rad: rad radian=1
-%: % percent pct percentage=1
-length/time: mph=201168/450000 kmph kph=5/18
-N: N newton=1
-J: J joule=1
-W: W watt=1 kW kilowatt=1000
-V: V volt=1
-K: K kelvin=1
-Hz: Hz hertz=1
-Pa: Pa pascal=1
-"""
-_UNITS: dict[str, tuple[str, Fraction]] = {}
-for _line in _UNIT_TABLE.strip().splitlines():
-    _dimension, _rest = _line.split(": ")
-    for _group in re.findall(r"([^=]+)=(\S+)", _rest):
-        for _name in _group[0].split():
-            _UNITS[_name] = (_dimension, Fraction(_group[1]))
-
-_MORE_THAN_A_UNIT = """
-or and not to than least most about plus minus times over by divided squared cubed factorial mod modulo more less nor
-approximately roughly but if is are wrong between either maybe remainder root of with without whichever half else
-possibly perhaps versus vs log sin cos tan sqrt pi exp ln choose base below above under zero mil mn bn grand
-twice thrice score binary octal hex hexadecimal
-"""
-_SMALL_NUMBERS = """
-zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
-nineteen
-"""
-_NUMBER_WORDS = {word: i for i, word in enumerate(_SMALL_NUMBERS.split())}
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_NUMBER_WORDS |= {word: 10 * i for i, word in enumerate(_TENS.split(), start=2)}
-_PARTS = "half third fourth fifth sixth seventh eighth ninth tenth"
-_SCALES = {word: Fraction(1, i) for i, word in enumerate(_PARTS.split(), start=2)}
-_SCALES |= {
-    "halve": Fraction(1, 2),
-    "hundredth": Fraction(1, 100),
-    "thousandth": Fraction(1, 1000),
-    "millionth": Fraction(1, 10**6),
+_UNITS: dict[str, tuple[str, Fraction]] = {
+    name: (dimension, Fraction(size))
+    for dimension, sizes in _TABLES["units"].items()
+    for size, names in sizes.items()
+    for name in names.split()
 }
-_SCALES |= {"ten": 10, "dozen": 12, "hundred": 100, "gross": 144, "thousand": 10**3, "lakh": 10**5, "million": 10**6}
-_SCALES |= {"crore": 10**7, "billion": 10**9, "trillion": 10**12}
-_NOT_UNITS = frozenset(_MORE_THAN_A_UNIT.split()) | _NUMBER_WORDS.keys() | _SCALES.keys()
+_NUMBER_WORDS = {word: i for i, word in enumerate(_TABLES["numbers"].split())}
+_NUMBER_WORDS |= {word: 10 * i for i, word in enumerate(_TABLES["tens"].split(), start=2)}
+_SCALES = {word: Fraction(factor) for word, factor in _TABLES["scales"].items()}
+_NOT_UNITS = frozenset(_TABLES["no_units"].split()) | _NUMBER_WORDS.keys() | _SCALES.keys()
 _UNIT_PART = re.compile(
     r"(?:(square|sq|cubic|cu)\.?\s+)?([^\d^]+?)(?:\s*\^\s*\{?([23])\}?|\s+(squared|cubed))?", re.IGNORECASE
 )
@@ -346,15 +279,12 @@ def _value(match: re.Match[str]) -> Fraction | None:
         top, bottom = int(match["top"]), int(match["bottom"])
         return int(match["whole"]) + Fraction(top, bottom) if 0 < top < bottom else None
     if match["mantissa"]:
-        return _decimal(match["mantissa"]) * Fraction(10) ** int(
-            match["e"] or match["e2"] or match["e3"] or match["e4"]
-        )
+        return _decimal(match["mantissa"]) * Fraction(10) ** int(match["e"] or match["e2"] or match["e3"])
     if match["base"]:
         base, power = int(match["base"]), int(match["p"] or match["p2"])
         if base.bit_length() * abs(power) > _MAX_BITS or (base == 0 and power <= 0):
             return None
-        value = Fraction(base) ** power
-        return value
+        return Fraction(base) ** power
     top, bottom = _decimal(match["num"] or match["num2"]), _decimal(match["den"] or match["den2"])
     return top / bottom if bottom else None
 

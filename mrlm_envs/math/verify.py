@@ -60,9 +60,8 @@ _BASED = re.compile(r"([0-9A-Za-z]+)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 _TRAILING_UNIT = re.compile(r"(.*[^\s])(?: ([A-Za-z]{2,}[A-Za-z ./]{0,30}(?:\^\s*\{?[23]\}?)?)|\s*([°%]))")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _WORD = re.compile(r"[A-Za-z]{2,}")
-_FUNCTIONS = frozenset(
-    ["sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "log", "ln", "exp", "sqrt", "pi", "sinh"]
-) | {"cosh", "tanh", "theta", "alpha", "beta", "begin", "end"}
+_NAMES = "sqrt|pi|theta|alpha|beta|arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|log|ln|exp"
+_FUNCTIONS = frozenset(_NAMES.split("|")) | {"cot", "sec", "csc", "begin", "end"}
 _BOMB = re.compile(
     r"\d{4,}\s*\}?\s*!|!\s*\)?\s*!"  # 99999999!, (9!)!
     r"|\^\s*\{?\s*[-+(]?\s*\d{5,}|\^\s*\{?\s*\d+(?:\.\d+)?\s*!"  # x^{99999}, 9^{9!}
@@ -70,14 +69,10 @@ _BOMB = re.compile(
     r"|\\(?:sum|prod|int|lim|binom|bigcup|operatorname)|\d{40,}"
     r"|(?:\\sqrt\s*(?:\[[^\]]{0,20}\]\s*)?\{?\s*){5,}"
 )
-_NAMES = "sqrt|pi|theta|alpha|beta|arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|log|ln|exp"
 _TO_LATEX = [
     (re.compile(pattern), put)
     for pattern, put in [
-        (
-            r"(?<![\\A-Za-z])(sqrt|pi|theta|alpha|beta|arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|log|ln|exp)",
-            r"\\\1 ",
-        ),
+        (rf"(?<![\\A-Za-z])({_NAMES})", r"\\\1 "),
         (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\\sqrt\s+(\d+|[A-Za-z])", r"\\sqrt{\1}"),
         (r"\^\s*\(([^()]*)\)", r"^{\1}"),

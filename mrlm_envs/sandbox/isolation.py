@@ -136,45 +136,20 @@ def landlock_restrict(ruleset: int) -> None:
 
 # ---- seccomp: which system calls may be made ----
 
-# Allowed whatever their arguments. What is missing here (sockets, processes, signals to others, chmod, mounts, shared
-# memory, keys, io_uring, ptrace, limits …) gets EPERM. Paths are Landlock's business.
-_X86_64 = {
-    "read": 0, "write": 1, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8, "mmap": 9,
-    "mprotect": 10, "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15,
-    "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "access": 21, "select": 23, "sched_yield": 24,
-    "mremap": 25, "mincore": 27, "madvise": 28, "dup": 32, "dup2": 33, "nanosleep": 35, "getpid": 39, "exit": 60,
-    "uname": 63, "ftruncate": 77, "getcwd": 79, "chdir": 80, "fchdir": 81, "rename": 82, "unlink": 87,
-    "readlink": 89, "gettimeofday": 96, "getrlimit": 97, "getrusage": 98, "sysinfo": 99, "times": 100,
-    "getuid": 102, "getgid": 104, "geteuid": 107, "getegid": 108, "getppid": 110, "getpgrp": 111, "getgroups": 115,
-    "getresuid": 118, "getresgid": 120, "getpgid": 121, "getsid": 124, "rt_sigpending": 127, "sigaltstack": 131,
-    "gettid": 186, "time": 201, "futex": 202, "sched_getaffinity": 204, "getdents64": 217, "restart_syscall": 219,
-    "fadvise64": 221, "clock_gettime": 228, "clock_getres": 229, "clock_nanosleep": 230, "exit_group": 231,
-    "newfstatat": 262, "unlinkat": 263, "renameat": 264, "readlinkat": 267, "faccessat": 269, "pselect6": 270,
-    "ppoll": 271, "set_robust_list": 273, "dup3": 292, "renameat2": 316, "getrandom": 318, "statx": 332,
-    "rseq": 334, "close_range": 436, "faccessat2": 439,
-}  # fmt: skip
-_AARCH64 = {
-    "read": 63, "write": 64, "close": 57, "fstat": 80, "lseek": 62, "mmap": 222, "mprotect": 226, "munmap": 215,
-    "brk": 214, "rt_sigaction": 134, "rt_sigprocmask": 135, "rt_sigreturn": 139, "pread64": 67, "pwrite64": 68,
-    "readv": 65, "writev": 66, "sched_yield": 124, "mremap": 216, "mincore": 232, "madvise": 233, "dup": 23,
-    "nanosleep": 101, "getpid": 172, "exit": 93, "uname": 160, "ftruncate": 46, "getcwd": 17, "chdir": 49,
-    "fchdir": 50, "gettimeofday": 169, "getrlimit": 163, "getrusage": 165, "sysinfo": 179, "times": 153,
-    "getuid": 174, "getgid": 176, "geteuid": 175, "getegid": 177, "getppid": 173, "getgroups": 158,
-    "getresuid": 148, "getresgid": 150, "getpgid": 155, "getsid": 156, "rt_sigpending": 136, "sigaltstack": 132,
-    "gettid": 178, "futex": 98, "sched_getaffinity": 123, "getdents64": 61, "restart_syscall": 128, "fadvise64": 223,
-    "clock_gettime": 113, "clock_getres": 114, "clock_nanosleep": 115, "exit_group": 94, "newfstatat": 79,
-    "unlinkat": 35, "renameat": 38, "readlinkat": 78, "faccessat": 48, "pselect6": 72, "ppoll": 73,
-    "set_robust_list": 99, "dup3": 24, "renameat2": 276, "getrandom": 278, "statx": 291, "rseq": 293,
-    "close_range": 436, "faccessat2": 439,
-}  # fmt: skip
-# Allowed for some arguments only; `_checks` says which. Not exercised by our tests: the aarch64 table.
-_X86_64_CHECKED = {"ioctl": 16, "clone": 56, "fcntl": 72, "openat": 257, "prlimit64": 302, "clone3": 435}
-_AARCH64_CHECKED = {"ioctl": 29, "clone": 220, "fcntl": 25, "openat": 56, "prlimit64": 261, "clone3": 435}
 
-TABLES = {
-    "x86_64": (0xC000003E, _X86_64, _X86_64_CHECKED),
-    "aarch64": (0xC00000B7, _AARCH64, _AARCH64_CHECKED),
-}
+def _read_tables() -> dict[str, tuple[int, dict[str, int], dict[str, int]]]:
+    with open(os.path.join(os.path.dirname(__file__), "syscalls.txt"), encoding="utf-8") as file:
+        rows = [line.split() for line in file if line.strip() and not line.startswith("#")]
+    tables = {}
+    for column, (machine, architecture) in enumerate((("x86_64", 0xC000003E), ("aarch64", 0xC00000B7)), start=1):
+        known = [row for row in rows if row[column] != "-"]
+        allowed = {row[0]: int(row[column]) for row in known if row[-1] != "checked"}
+        checked = {row[0]: int(row[column]) for row in known if row[-1] == "checked"}
+        tables[machine] = architecture, allowed, checked
+    return tables
+
+
+TABLES = _read_tables()
 """Machine name to (audit architecture, allowed calls, calls allowed for some arguments)."""
 
 _ALLOW, _KILL, _EPERM, _ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
