@@ -113,14 +113,15 @@ class Tasks(Generic[T]):
         split: "train", "test" or "all".
         parse: Makes a task from `(row, row_number, source_name)`; row numbers count from 1. It raises `ValueError`
             that names source, row and field when the row does not fit.
+        what: The argument that the source was given to, for errors.
 
     Raises:
         FileNotFoundError: If the path does not exist.
         ValueError: If the source is empty, has no such split, or a row does not fit.
     """
 
-    def __init__(self, source: Source, split: str, parse: Callable[[Row, int, str], T]) -> None:
-        self.rows: tuple[T, ...] = _parsed(source, split, parse)
+    def __init__(self, source: Source, split: str, parse: Callable[[Row, int, str], T], what: str = "tasks") -> None:
+        self.rows: tuple[T, ...] = _parsed(source, split, parse, what)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -149,45 +150,45 @@ class Tasks(Generic[T]):
             raise ValueError(f"task_id {task_id!r} is not in this source of {len(self.rows)} tasks") from None
 
 
-def _parsed(source: Source, split: str, parse: Callable[[Row, int, str], T]) -> tuple[T, ...]:
+def _parsed(source: Source, split: str, parse: Callable[[Row, int, str], T], what: str) -> tuple[T, ...]:
     if isinstance(source, Mapping):
         names = list(source) if split == "all" else [split]
         missing = [name for name in names if name not in source]
         if missing:
-            raise ValueError(f"tasks: no split {missing[0]!r} (found: {', '.join(map(str, source))})")
-        return tuple(task for name in names for task in _parsed(source[name], name, parse))
+            raise ValueError(f"{what}: no split {missing[0]!r} (found: {', '.join(map(str, source))})")
+        return tuple(task for name in names for task in _parsed(source[name], name, parse, what))
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     if isinstance(source, str):
         if source.startswith("hf:"):
-            return _from_hub(source, split, parse)
+            return _from_hub(source, split, parse, what)
         path = Path(source).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"tasks {source}: no such file")
+            raise FileNotFoundError(f"{what} {source}: no such file")
         stat = path.stat()
-        return _from_file(path, stat.st_mtime_ns, stat.st_size, parse)
+        return _from_file(path, stat.st_mtime_ns, stat.st_size, parse, what)
     if not isinstance(source, Sequence):
-        raise ValueError(f"tasks: expected a path, a list of rows or a mapping of splits, got {type(source).__name__}")
-    return _each(source, "given as a list", parse)
+        raise ValueError(f"{what}: expected a path, a list of rows or a mapping of splits, got {type(source).__name__}")
+    return _each(source, "given as a list", parse, what)
 
 
-def _each(rows: Sequence[Any], name: str, parse: Callable[[Row, int, str], T]) -> tuple[T, ...]:
+def _each(rows: Sequence[Any], name: str, parse: Callable[[Row, int, str], T], what: str) -> tuple[T, ...]:
     if len(rows) == 0:
-        raise ValueError(f"tasks {name}: no rows")
+        raise ValueError(f"{what} {name}: no rows")
     tasks = []
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
-            raise ValueError(f"tasks {name}, row {number}: expected an object, got {type(row).__name__}")
+            raise ValueError(f"{what} {name}, row {number}: expected an object, got {type(row).__name__}")
         tasks.append(parse(row, number, name))
     return tuple(tasks)
 
 
 @lru_cache(maxsize=32)  # the members of a vector or a pool share one parsed copy
-def _from_file(path: Path, mtime_ns: int, size: int, parse: Callable[[Row, int, str], T]) -> tuple[T, ...]:
-    return _each(read_rows(path), path.name, parse)
+def _from_file(path: Path, mtime_ns: int, size: int, parse: Callable[[Row, int, str], T], what: str) -> tuple[T, ...]:
+    return _each(read_rows(path, what), path.name, parse, what)
 
 
-def read_rows(path: Path) -> list[Any]:
+def read_rows(path: Path, what: str = "tasks") -> list[Any]:
     """The rows of a `.jsonl`, `.json`, `.yaml` or `.parquet` file.
 
     Raises:
@@ -197,17 +198,17 @@ def read_rows(path: Path) -> list[Any]:
         try:
             import pyarrow.parquet as parquet
         except ModuleNotFoundError:
-            raise ValueError(f"tasks {path.name}: Parquet needs pyarrow; pip install pyarrow") from None
+            raise ValueError(f"{what} {path.name}: Parquet needs pyarrow; pip install pyarrow") from None
         return parquet.read_table(path).to_pylist()
     if path.suffix in (".json", ".yaml", ".yml"):
-        rows = _decode(path.read_text("utf-8"), f"tasks {path.name}") if path.suffix == ".json" else read_yaml(path)
+        rows = _decode(path.read_text("utf-8"), f"{what} {path.name}") if path.suffix == ".json" else read_yaml(path)
         if not isinstance(rows, list):
-            raise ValueError(f"tasks {path.name}: expected a list of rows, got {type(rows).__name__}")
+            raise ValueError(f"{what} {path.name}: expected a list of rows, got {type(rows).__name__}")
         return rows
     if path.suffix == ".jsonl":
         with path.open(encoding="utf-8") as lines:
-            return [_decode(line, f"tasks {path.name}, row {n}") for n, line in enumerate(lines, 1) if line.strip()]
-    raise ValueError(f"tasks {path.name}: ending {path.suffix!r} is not one of .jsonl, .json, .yaml, .parquet")
+            return [_decode(line, f"{what} {path.name}, row {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    raise ValueError(f"{what} {path.name}: ending {path.suffix!r} is not one of .jsonl, .json, .yaml, .parquet")
 
 
 def read_yaml(path: Path) -> Any:
@@ -233,11 +234,11 @@ def _decode(text: str, where: str) -> Any:
 
 
 @lru_cache(maxsize=32)
-def _from_hub(source: str, split: str, parse: Callable[[Row, int, str], T]) -> tuple[T, ...]:
+def _from_hub(source: str, split: str, parse: Callable[[Row, int, str], T], what: str) -> tuple[T, ...]:
     try:
         import datasets
     except ModuleNotFoundError:
-        raise ValueError(f"tasks {source}: needs the datasets library; pip install datasets") from None
+        raise ValueError(f"{what} {source}: needs the datasets library; pip install datasets") from None
     name, _, config = source.removeprefix("hf:").partition(":")
     if not config:
         configs = datasets.get_dataset_config_names(name)
@@ -246,5 +247,5 @@ def _from_hub(source: str, split: str, parse: Callable[[Row, int, str], T]) -> t
     names = list(sets) if split == "all" else [split]
     missing = [n for n in names if n not in sets]
     if missing:
-        raise ValueError(f"tasks {source}: no split {missing[0]!r} (found: {', '.join(map(str, sets))})")
-    return tuple(task for n in names for task in _each(sets[n].to_list(), f"{source}/{n}", parse))
+        raise ValueError(f"{what} {source}: no split {missing[0]!r} (found: {', '.join(map(str, sets))})")
+    return tuple(task for n in names for task in _each(sets[n].to_list(), f"{source}/{n}", parse, what))

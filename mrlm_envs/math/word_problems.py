@@ -5,33 +5,14 @@ units alone are the same task.
 """
 
 from math import gcd
+from pathlib import Path
 
 from mrlm_envs.math.generators import SIZE, Draw, Problem, ratio
 from mrlm_envs.math.templates import drawn, read_table
+from mrlm_envs.tasks import read_yaml
 
-NAMES = (
-    "Ada", "Amir", "Ana", "Ben", "Bo", "Chen", "Clara", "Dana", "David", "Elif", "Emma", "Farid", "Fatima", "Grace",
-    "Hana", "Hugo", "Ines", "Ivan", "Jamal", "Julia", "Kofi", "Lena", "Leo", "Lucia", "Maria", "Mei", "Milan",
-    "Nadia", "Noah", "Nora", "Olga", "Omar", "Paul", "Priya", "Rosa", "Sam", "Sofia", "Tariq", "Tom", "Uma",
-    "Victor", "Wei", "Yara", "Zoe",
-)  # fmt: skip
-THINGS = (
-    "apples", "marbles", "stickers", "books", "pencils", "cards", "shells", "coins", "oranges", "cookies", "beads",
-    "stamps", "balloons", "photos", "magnets", "postcards", "buttons", "candles", "plums", "ribbons",
-)  # fmt: skip
-GOODS = ("notebooks", "tickets", "mugs", "plants", "lamps", "scarves", "puzzles", "T-shirts", "bags of rice", "cakes")
-WORDS = {
-    "who": NAMES,
-    "first": NAMES[:22],
-    "third": NAMES[22:],
-    "thing": THINGS,
-    "goods": GOODS,
-    "box": ("boxes", "bags", "baskets", "crates", "shelves", "drawers", "jars"),
-    "length": ("metres", "feet", "yards", "centimetres", "inches"),
-    "distance": ("kilometres", "miles"),
-    "drink": ("water", "juice", "milk", "tea", "lemonade"),
-    "place": ("theatre", "cinema", "hall", "church", "bus station"),
-}
+WORDS: dict[str, list[str]] = read_yaml(Path(__file__).with_name("word_problems.yaml"))
+WORDS["who"] = WORDS["first"] + WORDS["third"]
 
 
 def word_problems(draw: Draw, difficulty: int) -> Problem:

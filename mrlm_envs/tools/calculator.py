@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, NoReturn
+from typing import Any
 
 from mrlm_envs.tools.registry import ToolError, tool
 
@@ -142,14 +142,9 @@ def _text(value: Number) -> str:
     value = Fraction(value)
     if value.denominator == 1:
         return str(value.numerator)
-    rest = value.denominator
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    if rest == 1:
-        exact = Decimal(value.numerator) / Decimal(value.denominator)
-        if len(exact.as_tuple().digits) <= 20 and Fraction(exact) == value:
-            return f"{exact:f}"
+    decimal = Decimal(value.numerator) / Decimal(value.denominator)
+    if len(decimal.as_tuple().digits) <= 20 and Fraction(decimal) == value:  # a decimal that ends
+        return f"{decimal:f}"
     return f"{float(value):.{_DIGITS}g}"
 
 
@@ -196,16 +191,16 @@ def _sqrt(value: Number) -> Number:
     return root if root * root == value else math.sqrt(value)
 
 
-def _whole(value: Number, most: int) -> int:
-    return _integer(value) if 0 <= value <= most else _refuse(f"expected a whole number from 0 to {most}")
+def _whole(value: Number) -> int:
+    if not 0 <= value <= _MAX_FACTORIAL:
+        raise ToolError(f"expected a whole number from 0 to {_MAX_FACTORIAL}")
+    return _integer(value)
 
 
 def _integer(value: Number) -> int:
-    return int(value) if value == int(value) else _refuse("expected whole numbers")
-
-
-def _refuse(reason: str) -> NoReturn:
-    raise ToolError(reason)
+    if value != int(value):
+        raise ToolError("expected whole numbers")
+    return int(value)
 
 
 def _round(value: Number, digits: Number = 0) -> Number:
@@ -218,34 +213,25 @@ def _round(value: Number, digits: Number = 0) -> Number:
     return rounded if value >= 0 else -rounded
 
 
-def _choose(n: Number, k: Number) -> int:
-    return math.comb(_whole(n, _MAX_FACTORIAL), _whole(k, _MAX_FACTORIAL))
+def comb(n: Number, k: Number) -> int:
+    """In how many ways k of n can be chosen."""
+    return math.comb(_whole(n), _whole(k))
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sqrt": _sqrt,
     "abs": abs,
     "round": _round,
-    "floor": math.floor,
-    "ceil": math.ceil,
     "min": min,
     "max": max,
     "gcd": lambda *values: math.gcd(*map(_integer, values)),
     "lcm": lambda *values: math.lcm(*map(_integer, values)),
-    "factorial": lambda n: math.factorial(_whole(n, _MAX_FACTORIAL)),
-    "comb": _choose,
-    "exp": math.exp,
+    "factorial": lambda n: math.factorial(_whole(n)),
+    "comb": comb,
     "ln": math.log,
-    "log": math.log,
-    "log2": math.log2,
-    "log10": math.log10,
-    "sin": math.sin,
-    "cos": math.cos,
-    "tan": math.tan,
-    "asin": math.asin,
-    "acos": math.acos,
-    "atan": math.atan,
 }
+for _name in ("floor", "ceil", "exp", "log", "log2", "log10", "sin", "cos", "tan", "asin", "acos", "atan"):
+    FUNCTIONS[_name] = getattr(math, _name)
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,

@@ -179,7 +179,7 @@ def _pythonic(text: str, marker: re.Match[str]) -> tuple[Sequence[Entry], int]:
             tree = ast.parse(text[start:end], mode="eval").body
             return [_from_python(node) for node in getattr(tree, "elts", ())][:MAX_CALLS], end
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-            reason = error.msg if isinstance(error, SyntaxError) else str(error)
+            reason = error.msg if isinstance(error, SyntaxError) else str(error).partition(": <ast.")[0]
             problem = f"not a list of calls with literal arguments: {reason[:200]}"
     return [Malformed(problem)], max(ends)
 

@@ -2,51 +2,59 @@
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from mrlm_envs.search import FullText
-from mrlm_envs.tasks import Source, read_rows
+from mrlm_envs.tasks import Source, Tasks
 from mrlm_envs.tools import corpus
 from mrlm_envs.tools.registry import ToolError, Toolset, tool
 
 RESULTS = 5  # pages a search shows
 _OPENING = 160  # characters of a page in a list of results
 
-Pages = Sequence[tuple[str, str]]
+
+class Page(NamedTuple):
+    """A page to search for."""
+
+    title: str
+    text: str
+
+    @property
+    def task_id(self) -> str:
+        """The title: the name of a row, as `Tasks` wants it."""
+        return self.title
 
 
 class Knowledge(Toolset):
     """Search and read pages. Stateless, so one may serve many episodes; thread-safe.
 
     Args:
-        pages: Title and text; titles are unique.
+        pages: Title and text of each.
+
+    Raises:
+        ValueError: Two pages have one title.
     """
 
-    def __init__(self, pages: Pages) -> None:
-        self._pages = dict(pages)
+    def __init__(self, pages: Iterable[tuple[str, str]]) -> None:
+        self._pages: dict[str, str] = {}
+        for number, (title, text) in enumerate(pages, start=1):
+            if title in self._pages:
+                raise ValueError(f"corpus, row {number}: a second page {title!r}")
+            self._pages[title] = text
         self._titles = {_folded(title): title for title in self._pages}
         self._index = FullText(self._pages.items())
 
     @classmethod
     def of(cls, source: Source | None) -> "Knowledge":
-        """The one of this process for a source: a path, a list of rows, or None for the package's encyclopedia.
+        """The one of this process for a source of `mrlm_envs.tasks`; None is the package's encyclopedia.
 
         Raises:
             FileNotFoundError: No such file.
             ValueError: A row lacks `title` or `text`, or two have one title.
         """
-        if source is None:
-            return _own(os.getpid())
-        if isinstance(source, str):
-            path = Path(source).expanduser()
-            if not path.is_file():
-                raise FileNotFoundError(f"corpus {source}: no such file")
-            return _from_file(path, path.stat().st_mtime_ns, os.getpid())
-        if isinstance(source, Sequence):
-            return cls(_checked(source, "given as a list"))
-        raise ValueError(f"corpus: expected a path or a list of rows, got {type(source).__name__}")
+        pages = corpus.pages() if source is None else Tasks(source, "all", _page, "corpus").rows
+        return _shared(pages, os.getpid())
 
     @tool
     def search(self, query: str) -> str:
@@ -85,26 +93,13 @@ def _cut(text: str) -> str:
     return text if len(text) <= _OPENING else f"{text[:_OPENING].rsplit(' ', 1)[0]} …"
 
 
-@functools.lru_cache(maxsize=1)  # by process: a forked child may not use its parent's connection
-def _own(pid: int) -> Knowledge:
-    return Knowledge(corpus.pages())
+@functools.lru_cache(maxsize=8)  # by process: a forked child may not use its parent's connection
+def _shared(pages: tuple[tuple[str, str], ...], pid: int) -> Knowledge:
+    return Knowledge(pages)
 
 
-@functools.lru_cache(maxsize=8)
-def _from_file(path: Path, mtime_ns: int, pid: int) -> Knowledge:
-    return Knowledge(_checked(read_rows(path), path.name))
-
-
-def _checked(rows: Sequence[Any], name: str) -> list[tuple[str, str]]:
-    pages: dict[str, str] = {}
-    for number, row in enumerate(rows, start=1):
-        where = f"corpus {name}, row {number}"
-        for field in ("title", "text"):
-            if not isinstance(row, Mapping) or not isinstance(row.get(field), str):
-                raise ValueError(f"{where}: field {field!r} is missing, or no text")
-        if row["title"] in pages:
-            raise ValueError(f"{where}: a second page {row['title']!r}")
-        pages[row["title"]] = row["text"]
-    if not pages:
-        raise ValueError(f"corpus {name}: no rows")
-    return list(pages.items())
+def _page(row: Mapping[str, Any], number: int, source: str) -> Page:
+    for field in ("title", "text"):
+        if not isinstance(row.get(field), str):
+            raise ValueError(f"corpus {source}, row {number}: field {field!r} is missing, or no text")
+    return Page(row["title"], row["text"])

@@ -15,6 +15,7 @@ from mrlm_envs.core import EnvFault, clean
 from mrlm_envs.sandbox import printable
 
 try:
+    import docstring_parser
     import jsonschema  # noqa: F401  (used through its submodule, when a call is checked)
     from pydantic import PydanticUserError, TypeAdapter
     from pydantic.json_schema import GenerateJsonSchema
@@ -255,20 +256,9 @@ def _shown(text: str) -> str:
 
 def _docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     """Head of a Google-style docstring, and the descriptions under `Args:` by name."""
-    text = inspect.getdoc(function) or ""
-    head, _, rest = text.partition("\nArgs:\n")
-    head = re.split(r"\n(?:Returns|Raises|Yields|Example[s]?|Note[s]?):", head)[0]
-    described: dict[str, str] = {}
-    name = ""
-    for line in rest.splitlines():
-        if line and not line.startswith(" "):
-            break
-        if match := re.match(r" {1,4}\*{0,2}(\w+)(?: \([^)]*\))?: *(.*)", line):
-            name = match[1]
-            described[name] = match[2].strip()
-        elif name and line.strip():
-            described[name] += f" {line.strip()}"
-    return " ".join(head.split()), described
+    parsed = docstring_parser.parse(inspect.getdoc(function) or "", docstring_parser.DocstringStyle.GOOGLE)
+    described = {param.arg_name.lstrip("*"): " ".join((param.description or "").split()) for param in parsed.params}
+    return " ".join((parsed.description or "").split()), described
 
 
 class _Untitled(GenerateJsonSchema):

@@ -447,7 +447,7 @@ def test_swapped_terms_and_factors_are_the_same_task() -> None:
 
 
 def test_names_things_and_unknowns_stay_out_of_task_ids() -> None:
-    words = set(word_problems.NAMES) | set(word_problems.THINGS) | set(word_problems.GOODS)
+    words = {word for kind in ("who", "thing", "goods") for word in word_problems.WORDS[kind]}
     for made in draws("word_problems", 200):
         operands = made.task_id.split(":")[2]
         assert re.fullmatch(r"[\d,]+", operands)
