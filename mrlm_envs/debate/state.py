@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -9,28 +10,11 @@ from mrlm_envs.core import clean
 from mrlm_envs.debate.equations import contradicts
 from mrlm_envs.debate.rules import MAX_STATEMENT, POINTS, cited_ids
 from mrlm_envs.debate.topics import SIDES, Evidence, Topic, other
+from mrlm_envs.tasks import read_yaml
 
-SYSTEM_PROMPT = (
-    "You take part in a debate before a judge. Open each statement with the line 'Stance: pro' or 'Stance: con', your "
-    "side, and argue it in a few sentences of prose, under 150 words. For each piece of evidence write a sentence "
-    "that cites it as [P1], quotes its claim word for word and says why it matters. To answer the other side, name "
-    "its point: In reply to [C2], we learn in [P1] that ... A denial (not, wrong, if) beside a quotation takes it back."
-)
-
+PROMPTS = read_yaml(Path(__file__).with_name("prompts.yaml"))
+SYSTEM_PROMPT: str = PROMPTS["debater"]
 NOTHING = "(Nothing was said.)"
-
-_OPENERS = (
-    "On this question {id} is worth hearing, since it tells us that {claim}, and this is what my side has said.",
-    "Let me turn to {id}: {claim}, which gives good support to the view that I defend.",
-    "We should keep in mind that {claim}, as {id} makes clear to everyone who wants to decide fairly.",
-    "My case also rests on {id}, and the reason is simple: {claim}.",
-    "Everybody should weigh {id}, because it reports that {claim}, so the point goes to us.",
-)
-_REBUTTALS = (
-    "The other side relies on {theirs}, but {id} stands against that: {claim}.",
-    "What my opponent drew from {theirs} falls, for we learn in {id} that {claim}.",
-    "In reply to {theirs} I turn to {id}, where it says that {claim}.",
-)
 
 
 @dataclass(slots=True)
@@ -100,17 +84,17 @@ def script(state: State, side: str, rng: np.random.Generator, care: float = 1.0)
         if (item := next(answers, None)) is not None:
             used.append(name)
             fresh = [kept for kept in fresh if kept.id != item.id]
-            sentences.append(_say(_REBUTTALS, rng, item, target))
+            sentences.append(_say("rebuttals", rng, item, target))
     for item in fresh[: max(1, len(fresh) - left)]:
         if len(sentences) == most or (sentences and rng.random() >= care):
             break
-        sentences.append(_say(_OPENERS, rng, item))
+        sentences.append(_say("openers", rng, item))
     said = " ".join(sentences) or "I stand by what I have said, and I ask the judge to weigh it."
     return f"Stance: {side}\n{said}"
 
 
-def _say(templates: tuple[str, ...], rng: np.random.Generator, item: Evidence, target: Evidence | None = None) -> str:
+def _say(kind: str, rng: np.random.Generator, item: Evidence, target: Evidence | None = None) -> str:
     is_acronym = item.claim[1:2].isupper()
     claim = item.claim if is_acronym else item.claim[0].lower() + item.claim[1:]
-    text = templates[int(rng.integers(len(templates)))]
+    text = PROMPTS[kind][int(rng.integers(len(PROMPTS[kind])))]
     return text.format(id=f"[{item.id}]", claim=claim, theirs="" if target is None else f"[{target.id}]")

@@ -19,16 +19,16 @@ import json
 import os
 import re
 import secrets
-import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
+from mrlm_envs.background import run
+from mrlm_envs.background import spawn as _spawn
 from mrlm_envs.core import EnvFault
 
 Message = Mapping[str, Any]
-T = TypeVar("T")
 
 _MAX_STARTS = 64  # opening braces tried for the start of the object that carries the nonce
 _CONTROL = re.compile(r"<(?=[^\s\d=])|\[(?=/?[A-Z_]{3,}\])")  # `<|im_end|>`, `<s>`, `<<SYS>>`, `[INST]` …
@@ -293,33 +293,6 @@ def _client_of(config: str) -> ChatClient:
         raise ValueError(f"llm: {str(error).replace('ChatClient.__init__() ', '')} (in {config})") from None
 
 
-class _Loop:
-    """The background event loop of this process."""
-
-    lock = threading.Lock()
-    pid: int | None = None
-    loop: asyncio.AbstractEventLoop
-
-
-def _spawn(work: Coroutine[Any, Any, T]) -> Any:
-    with _Loop.lock:
-        if _Loop.pid != os.getpid():
-            _Loop.loop = asyncio.new_event_loop()
-            threading.Thread(target=_Loop.loop.run_forever, name="mrlm-chat", daemon=True).start()
-            _Loop.pid = os.getpid()
-    return asyncio.run_coroutine_threadsafe(work, _Loop.loop)
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that awaits `ChatClient` calls on the background loop, from synchronous code in any thread."""
-    future = _spawn(work)
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()  # a Ctrl-C here must not leave the call running
-        raise
-
-
 def _completion(answer: Any) -> tuple[str, str, int, int]:
     """The text, the finish reason and both token counts of a response body, which openai does not validate.
 
@@ -370,6 +343,12 @@ def _no_constant(name: str) -> Any:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_strict_object, parse_constant=_no_constant)
+
+
+def closed_object(**properties: Any) -> dict[str, Any]:
+    """The JSON schema of an object with exactly these keys, for `ChatClient.ask_json`."""
+    required = list(properties)
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
 def quoted(value: Any) -> str:

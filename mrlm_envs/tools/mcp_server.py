@@ -9,15 +9,16 @@ share too. What the server refuses is the agent's to read; a server that is gone
 
 import asyncio
 import atexit
-import contextlib
+import functools
 import json
 import os
 import re
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from typing import Any
 
+from mrlm_envs.background import run, spawn
 from mrlm_envs.core import EnvFault
 from mrlm_envs.tools.registry import Tool, ToolError, Toolset
 
@@ -53,13 +54,16 @@ class McpTools(Toolset):
         """The server's tools, as it describes them; odd characters in a name become `_`."""
         return [
             Tool(
-                _calling(self, tool.name),
+                functools.partial(self._said, tool.name),
                 re.sub(r"[^A-Za-z0-9_-]", "_", tool.name)[:64],
                 tool.description or "",
                 tool.input_schema,
             )
             for tool in self._listed
         ]
+
+    def _said(self, name: str, /, **arguments: Any) -> str:
+        return self.call(name, arguments)
 
     def call(self, name: str, arguments: dict[str, Any]) -> str:
         """Calls a tool of the server.
@@ -77,7 +81,7 @@ class McpTools(Toolset):
             try:
                 connection.ask(lambda client: client.list_tools(cache_mode="refresh"), self._timeout)
             except Exception as fault:
-                self._disconnect(connection)
+                self.shut(connection)
                 raise EnvFault(f"mcp server {self._where} is gone: {type(fault).__name__} {fault}") from fault
             said = "took too long" if isinstance(error, TimeoutError) else str(error)
             if isinstance(error, MCPError | TimeoutError):
@@ -94,69 +98,52 @@ class McpTools(Toolset):
                 self._connection = _Connection(self._settings, self._where)
             return self._connection
 
-    def _disconnect(self, connection: "_Connection") -> None:
-        """Forgets a broken connection; the next call tries a new one."""
-        with self._lock:
-            if self._connection is connection:
-                self._connection = None
-        connection.close()
+    def shut(self, broken: "_Connection | None" = None) -> None:
+        """Ends the connection, and with it a server that was started for it; the next call tries a new one.
 
-    def shut(self) -> None:
-        """Ends the connection, and with it a server that was started for it."""
+        Args:
+            broken: End nothing but this one.
+        """
         with self._lock:
-            connection, self._connection = self._connection, None
+            connection = broken or self._connection
+            if connection is self._connection:
+                self._connection = None
         if connection is not None:
             connection.close()
 
 
-def _calling(server: McpTools, name: str) -> Callable[..., str]:
-    def call(**arguments: Any) -> str:
-        return server.call(name, arguments)
-
-    return call
-
-
 class _Connection:
-    """An MCP client in an event loop of its own, in a thread of its own."""
+    """An MCP client on the background loop, where a task holds it open."""
 
     def __init__(self, settings: Mapping[str, Any], where: str) -> None:
         try:
             import mcp
         except ModuleNotFoundError:
             raise ValueError("mcp servers need the mcp package: pip install 'mrlm[mcp]'") from None
-        self._target: Any = settings["url"] if "url" in settings else mcp.StdioServerParameters(**settings)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
-        self._client: Any = None
+        target: Any = settings["url"] if "url" in settings else mcp.StdioServerParameters(**settings)
+        self._client = mcp.Client(target)
+        self._stop = asyncio.Event()
         ready: Future[list[Any]] = Future()
-        self._thread = threading.Thread(target=self._run, args=(ready,), name="mrlm-mcp", daemon=True)
-        self._thread.start()
+        self._held = spawn(self._hold(ready))
         try:
             self.listed = ready.result(_START_S)
         except Exception as error:
             self.close()
             raise EnvFault(f"mcp server {where}: no connection: {_reason(error)}") from error
 
-    def _run(self, ready: Future[list[Any]]) -> None:
+    async def _hold(self, ready: Future[list[Any]]) -> None:
         try:
-            asyncio.run(self._serve(ready))
-        except BaseException as error:  # a lost server ends the loop; who asks next finds it closed
+            async with self._client as client:
+                listed = await client.list_tools()
+                tools = list(listed.tools)
+                while listed.next_cursor:
+                    listed = await client.list_tools(cursor=listed.next_cursor)
+                    tools += listed.tools
+                ready.set_result(tools)
+                await self._stop.wait()
+        except Exception as error:  # a lost server; who asks next finds the connection closed
             if not ready.done():
-                ready.set_exception(error if isinstance(error, Exception) else RuntimeError(str(error)))
-
-    async def _serve(self, ready: Future[list[Any]]) -> None:
-        from mcp import Client
-
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        async with Client(self._target) as client:
-            listed = await client.list_tools()
-            tools = list(listed.tools)
-            while listed.next_cursor:
-                listed = await client.list_tools(cursor=listed.next_cursor)
-                tools += listed.tools
-            self._client = client
-            ready.set_result(tools)
-            await self._stop.wait()
+                ready.set_exception(error)
 
     def ask(self, request: Callable[[Any], Awaitable[Any]], seconds: float) -> Any:
         """The answer to a request.
@@ -165,25 +152,18 @@ class _Connection:
             TimeoutError: It took too long.
             ConnectionError: The connection is closed.
         """
-
-        async def bounded() -> Any:
-            return await asyncio.wait_for(request(self._client), seconds)
-
-        if not self._thread.is_alive() or self._loop is None:
+        if self._held.done():
             raise ConnectionError("the connection is closed")
-        coroutine = bounded()
-        try:
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(seconds + 5)
-        except (RuntimeError, CancelledError) as error:  # the loop ended meanwhile
-            coroutine.close()
-            raise ConnectionError("the connection is closed") from error
+        return run(asyncio.wait_for(request(self._client), seconds), seconds + 5)
 
     def close(self) -> None:
-        """Ends the connection and waits for its thread."""
-        if self._thread.is_alive() and self._loop is not None and self._stop is not None:
-            with contextlib.suppress(RuntimeError):  # it has just ended by itself
-                self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(timeout=10)
+        """Ends the connection, and with it a server that was started for it."""
+        run(self._end())
+
+    async def _end(self) -> None:
+        self._stop.set()
+        await asyncio.wait([asyncio.wrap_future(self._held)], timeout=10)
+        self._held.cancel()  # only if it hangs: else it is done
 
 
 def _reason(error: BaseException) -> str:
