@@ -12,7 +12,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -224,6 +224,17 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(path.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise ValueError(f"tasks {path.name}: not YAML ({' '.join(str(error).split())})") from None
+
+
+@cache
+def packaged(module: str, name: str) -> Any:
+    """The content of a YAML file that lies beside a module of this package, read once.
+
+    Args:
+        module: The module's `__file__`.
+        name: The file.
+    """
+    return read_yaml(Path(module).with_name(name))
 
 
 def _decode(text: str, where: str) -> Any:

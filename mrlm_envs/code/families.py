@@ -8,14 +8,13 @@ import builtins
 import functools
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from types import CodeType
 from typing import Any
 
 import numpy as np
 
 from mrlm_envs.code.compare import Compare
-from mrlm_envs.tasks import read_yaml
+from mrlm_envs.tasks import packaged
 
 Params = dict[str, Any]
 
@@ -170,7 +169,5 @@ def _compiled(source: str) -> CodeType:
     return compile(source, "families.yaml", "exec")
 
 
-FAMILIES: dict[str, Family] = {
-    name: Family(**fields) for name, fields in read_yaml(Path(__file__).with_name("families.yaml")).items()
-}
+FAMILIES: dict[str, Family] = {name: Family(**fields) for name, fields in packaged(__file__, "families.yaml").items()}
 """Every family by name, which is also the name of the function to write."""

@@ -21,10 +21,9 @@ from typing import Any
 from mrlm_envs.background import run
 from mrlm_envs.debate.rules import MAX_STATEMENT, rules
 from mrlm_envs.debate.scoring import WEIGHTS, Judge, Round, Verdict
-from mrlm_envs.debate.state import PROMPTS
 from mrlm_envs.debate.topics import SIDES, Topic, other
 from mrlm_envs.llm.client import ChatClient, Unanswered, closed_object, quoted, shared_client
-from mrlm_envs.tasks import imported
+from mrlm_envs.tasks import imported, packaged
 
 _SPEAKER = closed_object(**{name: {"type": "number", "minimum": 0, "maximum": 10} for name in WEIGHTS})
 _SCHEMA = closed_object(reason={"type": "string"}, A=_SPEAKER, B=_SPEAKER)
@@ -81,7 +80,7 @@ class LLMJudge:
         return Verdict(scores, dict.fromkeys(SIDES, tuple(reasons)))
 
     async def _ask_both(self, questions: Sequence[str]) -> list[dict[str, Any]]:
-        system = {"role": "system", "content": PROMPTS["judge"]}
+        system = {"role": "system", "content": packaged(__file__, "prompts.yaml")["judge"]}
         talks = [[system, {"role": "user", "content": question}] for question in questions]
         return await asyncio.gather(*(self.client.chat_json(talk, _SCHEMA) for talk in talks))
 

@@ -17,9 +17,9 @@ from the other side either.
 Evidence that the other side answered counts half; evidence that is false takes off as much as it would have given (in a
 verifiable debate, computation has decided that for every claim: `Evidence.holds`).
 Each of these costs a quarter of the evidence score: an invented citation; a citation of evidence for the other side
-that it had not brought up; a quoted claim with a word of denial (`DENIALS`: not, wrong, if …) around it, in its own
-sentence or the ones beside it, which is struck too, even if it was argued before; and a statement that concedes or asks
-for the other side's victory.
+that it had not brought up; a quoted claim with a word of denial (not, wrong, if …; see `rules.yaml`) around it, in its
+own sentence or the ones beside it, which is struck too, even if it was argued before; and a statement that concedes or
+asks for the other side's victory.
 
 An answer to a point cites evidence that refutes it: as the evidence bank says, or (where the bank says nothing, as in
 verifiable debates) because it gives another result for the same sum. Both sides speak at once, so only points of
@@ -35,13 +35,12 @@ is to count.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
+from functools import cache, lru_cache
 
 from mrlm_envs.debate.equations import contradicts, false_equations
 from mrlm_envs.debate.scoring import Round, Verdict
 from mrlm_envs.debate.topics import SIDES, Evidence, Topic, other
-from mrlm_envs.tasks import read_yaml
+from mrlm_envs.tasks import packaged
 
 MAX_STATEMENT = 4_000  # characters of a statement that are read
 MAX_WORDS = 150  # words of a statement that cost no clarity
@@ -55,17 +54,23 @@ _STANCE = re.compile(r"^[ \t]*stance:[ \t]*(pro|con)\b.*$", re.IGNORECASE | re.M
 _SPLIT = re.compile(r"(?<=[.!?])\s+|\n+")
 _CITED = re.compile(r"\[\s*([A-Za-z]{1,8}\d{1,4})\s*\]")
 _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)?|[-+*/=]")
-_WORDS = read_yaml(Path(__file__).with_name("rules.yaml"))
-_FUNCTION_WORDS = frozenset(_WORDS["small_words"].split())
-DENIALS = frozenset(_WORDS["denials"].split())
-"""Words that turn a quotation around or take it back; so does every word that ends in n't."""
+
+
+@cache
+def _words(kind: str) -> frozenset[str]:
+    """The "small" words that a list of keywords lacks, or those of "denial"."""
+    return frozenset(packaged(__file__, "rules.yaml")[kind].split())
 
 
 @lru_cache(maxsize=2)
 def _concession(side: str) -> re.Pattern[str]:
     """What a side says when it gives up: over lower-case words with one blank between them."""
     position = "against" if side == "pro" else "for"
-    return re.compile("|".join(_WORDS["concessions"]).replace("OTHER", other(side)).replace("POSITION", position))
+    return re.compile(
+        "|".join(packaged(__file__, "rules.yaml")["concessions"])
+        .replace("OTHER", other(side))
+        .replace("POSITION", position)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +95,13 @@ class _Sentence:
     def is_prose(self) -> bool:
         """Long enough, short enough, and with the small words that a list of keywords lacks."""
         letters = [word for word in self.words if not word.isdigit()]
-        small = sum(word in _FUNCTION_WORDS for word in letters)
+        small = sum(word in _words("small") for word in letters)
         return len(letters) >= 5 and len(self.words) <= 80 and 0.2 * len(letters) <= small <= 0.8 * len(letters)
 
     @property
     def denies(self) -> bool:
         """Whether it says a word of denial outside its quotations."""
-        return any(word in DENIALS or word.endswith("n't") for word in self.around)
+        return any(word in _words("denial") or word.endswith("n't") for word in self.around)
 
 
 @dataclass(slots=True)
@@ -223,7 +228,7 @@ def _count(record: _Record, against: _Record, sentences: list[_Sentence], number
     """Count the points of a statement that stands for its side."""
     where = f"round {number + 1}"
     claims = [item.claim for bank in (record.bank, against.bank) for item in bank.values()]
-    on_topic = {word for claim in claims for word in _tokens(claim)}.union(motion.words) - _FUNCTION_WORDS
+    on_topic = {word for claim in claims for word in _tokens(claim)}.union(motion.words) - _words("small")
     known_sums = {left for claim in claims for left in false_equations(claim)}
     total = good = fitting = counted = 0
     is_fresh = False

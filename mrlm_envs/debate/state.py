@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -10,10 +9,14 @@ from mrlm_envs.core import clean
 from mrlm_envs.debate.equations import contradicts
 from mrlm_envs.debate.rules import MAX_STATEMENT, POINTS, cited_ids
 from mrlm_envs.debate.topics import SIDES, Evidence, Topic, other
-from mrlm_envs.tasks import read_yaml
+from mrlm_envs.tasks import packaged
 
-PROMPTS = read_yaml(Path(__file__).with_name("prompts.yaml"))
-SYSTEM_PROMPT: str = PROMPTS["debater"]
+SYSTEM_PROMPT = (
+    "You take part in a debate before a judge. Open each statement with the line 'Stance: pro' or 'Stance: con', your "
+    "side, and argue it in a few sentences of prose, under 150 words. For each piece of evidence write a sentence "
+    "that cites it as [P1], quotes its claim word for word and says why it matters. To answer the other side, name "
+    "its point: In reply to [C2], we learn in [P1] that ... A denial (not, wrong, if) beside a quotation takes it back."
+)
 NOTHING = "(Nothing was said.)"
 
 
@@ -96,5 +99,6 @@ def script(state: State, side: str, rng: np.random.Generator, care: float = 1.0)
 def _say(kind: str, rng: np.random.Generator, item: Evidence, target: Evidence | None = None) -> str:
     is_acronym = item.claim[1:2].isupper()
     claim = item.claim if is_acronym else item.claim[0].lower() + item.claim[1:]
-    text = PROMPTS[kind][int(rng.integers(len(PROMPTS[kind])))]
+    templates = packaged(__file__, "prompts.yaml")[kind]
+    text = templates[int(rng.integers(len(templates)))]
     return text.format(id=f"[{item.id}]", claim=claim, theirs="" if target is None else f"[{target.id}]")

@@ -6,15 +6,13 @@ anyone who recalculates can see), a number misread or left out (which shows only
 question), or a wrong idea of what was asked (which shows in no sum at all).
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mrlm_envs.tasks import read_yaml
+from mrlm_envs.tasks import packaged
 
 Steps = tuple[tuple[str, str], ...]
 Values = dict[str, Any]
@@ -30,16 +28,11 @@ class Question:
     false: tuple[str, Steps]
 
 
-@functools.cache
-def _templates() -> dict[str, Any]:
-    return read_yaml(Path(__file__).with_name("questions.yaml"))
-
-
 def generate(rng: np.random.Generator, kind: str | None = None) -> Question:
     """Draw a question of a kind, by default of any of `KINDS`."""
     kind = kind or list(KINDS)[int(rng.integers(len(KINDS)))]
     key, *cases = KINDS[kind](rng)
-    form = _templates()[kind]
+    form = packaged(__file__, "questions.yaml")[kind]
     filled = []
     for case in cases:
         lines = case.get("lines") or [{}] * len(form["steps"])

@@ -1,12 +1,10 @@
 """Endless chains of steps: take a number, change it several times, and say what comes out, or what went in."""
 
-from pathlib import Path
-
 from mrlm_envs.math.generators import SIZE, Draw, Problem, solved
-from mrlm_envs.tasks import read_yaml
+from mrlm_envs.tasks import packaged
 
 INVERSE = {"+": "-", "-": "+", "*": "/", "/": "*"}
-STORIES: list[dict[str, str]] = read_yaml(Path(__file__).with_name("multi_step.yaml"))
+STORIES: list[dict[str, str]] = packaged(__file__, "multi_step.yaml")
 BARE = STORIES[-1]
 
 

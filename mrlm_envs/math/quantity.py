@@ -7,10 +7,9 @@ compares two of them. No floats: 0.3333333333 is not 1/3.
 import re
 from fractions import Fraction
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
-from mrlm_envs.tasks import read_yaml
+from mrlm_envs.tasks import packaged
 
 MAX_LENGTH = 200  # characters; a longer text is no number
 _MAX_BITS = 4_000  # of an evaluated power; beyond it the text is no number here
@@ -35,7 +34,7 @@ class Quantity(NamedTuple):
 
 # Typography ----------------------------------------------------------------------------------------------------------
 
-_TABLES = read_yaml(Path(__file__).with_name("quantity.yaml"))
+_TABLES = packaged(__file__, "quantity.yaml")
 _CHARACTERS = {c: chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)}  # full-width ASCII
 _CHARACTERS |= {ord(c): plain for plain, characters in _TABLES["look_alikes"].items() for c in characters}
 _CHARACTERS |= {ord(pair[0]): f" {pair[1:]}" for pair in _TABLES["fractions"].split()}

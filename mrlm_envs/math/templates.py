@@ -9,7 +9,7 @@ A row is a small program, which `read_table` compiles to a Python function at im
 - The first line names the row and lists its draws: `a = 2..n` draws an integer, both ends included; `thing` draws one
   of the table's words of that name; `who, other` draws two different ones; anything else is an assignment. `n` is the
   largest everyday number of the difficulty, if the table does not say otherwise. After the bar stand the operands that
-  the task id keeps, without spaces.
+  the task id keeps, without spaces, behind the row's name (unless that starts with `_`).
 - Lines indented by two are the question, a template as in an f-string.
 - Lines indented by four are the steps. `a * b = total` is written out as `3 * 4 = 12`, and computes `total` if no draw
   has named it (`/` is then exact division, `^` a power); the name of the last equation, or `answer` where a draw sets
@@ -27,7 +27,7 @@ from mrlm_envs.math.generators import Draw, Problem
 Case = tuple[str, str, object, Callable[[], Sequence[str]]]
 """The canonical operands behind the row's name, the question, the answer, and a function that writes down the steps."""
 
-Row = Callable[[Draw, int], Case]
+Row = Callable[[Draw, Any], Case]
 Rows = tuple[Row, ...]
 
 _NAME = re.compile(r"[A-Za-z]\w*")
@@ -95,5 +95,6 @@ def _source(head: str, lines: list[str]) -> str:
             steps.append(f'f"{text}"')
     operands = ",".join(operand if "{" in operand else f"{{{operand}}}" for operand in key.split())
     result = "answer" if "answer" in known else answer
-    body.append(f'return f"{name}:{operands}", rf"""{question}""", {result}, lambda: ({", ".join(steps)},)')
+    start = "" if name.startswith("_") else f"{name}:"
+    body.append(f'return f"{start}{operands}", rf"""{question}""", {result}, lambda: ({", ".join(steps)},)')
     return "\n    ".join([f"def {name}(draw, n):", *body])

@@ -5,13 +5,12 @@ units alone are the same task.
 """
 
 from math import gcd
-from pathlib import Path
 
 from mrlm_envs.math.generators import SIZE, Draw, Problem, ratio
 from mrlm_envs.math.templates import drawn, read_table
-from mrlm_envs.tasks import read_yaml
+from mrlm_envs.tasks import packaged
 
-WORDS: dict[str, list[str]] = read_yaml(Path(__file__).with_name("word_problems.yaml"))
+WORDS: dict[str, list[str]] = dict(packaged(__file__, "word_problems.yaml"))
 WORDS["who"] = WORDS["first"] + WORDS["third"]
 
 

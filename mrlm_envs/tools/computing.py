@@ -3,15 +3,13 @@
 The templates are in `computing.yaml`, which says how they are written.
 """
 
-import functools
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mrlm_envs.tasks import read_yaml
+from mrlm_envs.tasks import packaged
 from mrlm_envs.tools.calculator import calculate
 from mrlm_envs.tools.calls import Call
 from mrlm_envs.tools.task import Task
@@ -20,11 +18,6 @@ _SMALLEST = 100  # answers of computations; a smaller one could be met by chance
 _NAMES = re.compile(r"\{(\w+(?:[,*+]\w*)*)\}")
 
 Values = dict[str, list[int]]
-
-
-@functools.cache
-def _templates(kind: str) -> list[Any]:
-    return read_yaml(Path(__file__).with_name("computing.yaml"))[kind]
 
 
 def _draw(rng: np.random.Generator, ranges: dict[str, list[Any]], level: int) -> Values:
@@ -59,7 +52,7 @@ def _filled(template: str, values: Values) -> str:
 
 def calculator_task(rng: np.random.Generator, level: int) -> Task:
     """A question that one call of the calculator answers."""
-    templates = _templates("calculator")[level - 1]
+    templates = packaged(__file__, "computing.yaml")["calculator"][level - 1]
     while True:
         template = templates[int(rng.integers(len(templates)))]
         values = _draw(rng, template["draw"], level)
@@ -74,7 +67,7 @@ def calculator_task(rng: np.random.Generator, level: int) -> Task:
 
 def python_task(rng: np.random.Generator, level: int) -> Task:
     """A question that a few lines of Python answer; from level 3 on some take two steps with kept variables."""
-    templates = _templates("python")
+    templates = packaged(__file__, "computing.yaml")["python"]
     while True:
         template = templates[int(rng.integers(len(templates)))]
         values = _draw(rng, template["draw"], level)

@@ -10,10 +10,9 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
-from mrlm_envs.tasks import read_yaml
+from mrlm_envs.tasks import packaged
 
 T = TypeVar("T")
 
@@ -73,18 +72,14 @@ class Dice:
 
 
 @functools.cache
-def _source() -> dict[str, Any]:
-    return read_yaml(Path(__file__).with_name("encyclopedia.yaml"))
-
-
-@functools.cache
 def _words() -> dict[str, list[str]]:
-    return {name: words.split() if isinstance(words, str) else words for name, words in _source()["words"].items()}
+    words = packaged(__file__, "encyclopedia.yaml")["words"]
+    return {name: listed.split() if isinstance(listed, str) else listed for name, listed in words.items()}
 
 
 def kinds() -> dict[str, dict[str, Any]]:
     """What there is of each kind of page: `count`, `name`, `links`, `facts`, `sum` and `text`."""
-    return _source()["kinds"]
+    return packaged(__file__, "encyclopedia.yaml")["kinds"]
 
 
 @functools.cache

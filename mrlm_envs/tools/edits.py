@@ -2,15 +2,14 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import numpy as np
 
-from mrlm_envs.tasks import read_yaml
+from mrlm_envs.tasks import packaged
 from mrlm_envs.tools.calls import Call
 from mrlm_envs.tools.task import Task
 
-_TEXTS: dict[str, str] = read_yaml(Path(__file__).with_name("edits.yaml"))
+_TEXTS: dict[str, str] = packaged(__file__, "edits.yaml")
 _KEYS, _PLACES, _NAMES, _VERBS, _NOUNS = (
     _TEXTS[kind].split() for kind in ("keys", "places", "names", "verbs", "nouns")
 )
