@@ -52,6 +52,7 @@ Environments = Annotated[Repeated, arg(metavar="ENV")]
 Pairs = Annotated[Repeated, arg(metavar="NAME=VALUE")]
 Split = Literal["train", "test", "all"]
 Path = Annotated[str | None, arg(metavar="PATH")]
+Models = Annotated[Repeated, arg(metavar="PATH")]
 
 
 @dataclass(frozen=True)
@@ -116,48 +117,68 @@ def train(
 
 
 def evaluate(
-    model: Annotated[str, arg(metavar="PATH")],
+    model: Models = (),
     environment: Environments = (),
     env_arg: Pairs = (),
     world_model: Annotated[str | None, arg(metavar="FILE")] = None,
     agent: Pairs = (),
+    address: Annotated[str | None, arg(metavar="HOST:PORT")] = None,
+    base_url: Annotated[str | None, arg(metavar="URL")] = None,
     num_episodes: Positive = 200,
+    samples: Positive = 1,
     split: Split = "test",
     generation: OmitArgPrefixes[Generation] = Generation(),
     output: Annotated[str | None, arg(metavar="FILE")] = None,
     episodes: Annotated[str | None, arg(metavar="FILE")] = None,
     export_inspect: Annotated[str | None, arg(metavar="FILE")] = None,
 ) -> None:
-    """Measure a model's success in environments.
+    """Measure the success of models in environments.
 
     Args:
-        model: A model or adapter folder, a Hub name, or tiny.
+        model: A model or adapter folder, a Hub name, tiny, or openai:NAME of a chat endpoint; may be given again.
         environment: Short name (math), id, or module:id; may be given again.
         env_arg: Argument of the environment, the value in YAML, for example difficulty=[1,2]; may be given again.
         world_model: Instead: ask the model for the observations of the episodes in a file.
-        agent: Who acts as an agent of a PettingZoo game: a model folder or module:function; the policy by default.
-        num_episodes: Episodes; seeds 0 to N-1.
+        agent: Who acts as an agent of a game: a model as above or module:function; the policy by default.
+        address: Play on `mrlm serve`, one address or several.
+        base_url: Where openai:NAME is, for example http://127.0.0.1:8000/v1; OpenAI by default.
+        num_episodes: Tasks in each environment; seeds 0 to N-1.
+        samples: Attempts at each task, for pass@k and avg@k; needs a temperature above 0.
         split: Which tasks.
         generation: How replies are sampled.
-        output: Write the result as JSON.
+        output: Write the result as JSON, with a line for each episode.
         episodes: Write the episodes as JSONL.
         export_inspect: Write the episodes as an Inspect log, FILE.eval.
     """
+    if not model:
+        raise ValueError("eval: --model is missing; name a folder, a Hub model, tiny, or openai:NAME")
     if bool(environment) == bool(world_model):
         raise ValueError("eval: give either --environment ENV or --world-model FILE")
+    if (world_model or export_inspect) and len(model) > 1:
+        raise ValueError("eval: --world-model and --export-inspect take one --model")
+    if samples > 1 and generation.temperature == 0:
+        raise ValueError(f"eval: {samples} samples of a task are all alike at temperature 0; give --temperature 1")
     _need_trainers()
     from mrlm_train.inference.hub import check_exists
 
-    check_exists(model)  # before torch, which takes seconds
+    names = [_at_endpoint(name, base_url) for name in model]
+    for name in names:
+        check_exists(name)  # before torch, which takes seconds
     from mrlm_train.commands import evaluate as command
     from mrlm_train.inference.policy import make
 
-    policy = lambda: make(model, engine=generation.engine, rows=generation.rows)
+    load = lambda name: make(name, engine=generation.engine, rows=generation.rows)
     if world_model is not None:
-        command.world_model(model, policy(), world_model, output)
+        if names[0].startswith("openai:"):
+            raise ValueError("eval: --world-model scores tokens, which an endpoint does not show; name a model folder")
+        command.world_model(names[0], load(names[0]), world_model, output)
         return
-    listed = command.trained_environments(model, _entries(environment, env_arg, agent))
-    command.run(model, policy(), listed, num_episodes, split, generation.sampling(), output, episodes, export_inspect)
+    entries, results = _entries(environment, env_arg, agent, address), {}
+    for name in names:
+        policy = load(name)
+        listed = command.trained_environments(name, entries)
+        results[name] = command.run(policy, listed, num_episodes, split, generation.sampling(), samples)
+    command.report(results, split, output, episodes, export_inspect)
 
 
 def collect(
@@ -169,22 +190,26 @@ def collect(
     env_arg: Pairs = (),
     agent: Pairs = (),
     address: Annotated[str | None, arg(metavar="HOST:PORT")] = None,
+    base_url: Annotated[str | None, arg(metavar="URL")] = None,
+    preferences: Annotated[str | None, arg(metavar="FILE")] = None,
     filter_reward: Annotated[float | None, arg(metavar="T")] = None,
     group_size: Positive = 1,
     split: Split = "train",
     generation: OmitArgPrefixes[Generation] = Generation(temperature=1.0),
 ) -> None:
-    """Play episodes and keep them as JSONL.
+    """Play episodes and keep them as JSONL or Parquet (docs/episodes.md).
 
     Args:
         environment: Short name (math), id, or module:id; may be given again.
         num_episodes: Episodes to play.
-        output: Where the episodes go.
-        model: A model or adapter folder, a Hub name, or tiny.
+        output: Where the episodes go; a name that ends in .parquet makes it a Parquet file.
+        model: A model or adapter folder, a Hub name, tiny, or openai:NAME of a chat endpoint.
         expert: The environments' own reference solutions instead.
         env_arg: Argument of the environment, the value in YAML, for example difficulty=[1,2]; may be given again.
-        agent: Who acts as an agent of a PettingZoo game: a model folder or module:function; the policy by default.
+        agent: Who acts as an agent of a game: a model as above or module:function; the policy by default.
         address: Play on `mrlm serve`, one address or several.
+        base_url: Where openai:NAME is, for example http://127.0.0.1:8000/v1; OpenAI by default.
+        preferences: Also write the best against the worst attempt at each task, for DPO; needs --group-size.
         filter_reward: Keep episodes with a reward of at least T.
         group_size: Attempts at each task.
         split: Which tasks.
@@ -192,6 +217,10 @@ def collect(
     """
     if expert == bool(model):
         raise ValueError("collect: give either --model PATH or --expert")
+    if expert and address:
+        raise ValueError("collect: servers do not give away reference solutions; play --expert without --address")
+    if preferences and group_size < 2:
+        raise ValueError("collect: --preferences compares attempts at one task; give --group-size 2 or more")
     _need_trainers()
     from tqdm import tqdm
 
@@ -205,12 +234,15 @@ def collect(
         if model is None:
             found = command.collect_experts(envs, num_episodes, output, filter_reward, seed, progress=seen)
         else:
-            policy = make(model, engine=generation.engine, rows=generation.rows)
+            policy = make(_at_endpoint(model, base_url), engine=generation.engine, rows=generation.rows)
             found = command.collect(
                 *(policy, envs, num_episodes, output, generation.sampling(), group_size, filter_reward, seed),
+                preferences=preferences,
                 progress=seen,
             )
     print(f"{found}\n{found.written} written to {output}")
+    if preferences is not None:
+        print(f"{found.pairs} pairs written to {preferences}")
 
 
 def play(
@@ -404,6 +436,15 @@ def _entries(names: Sequence[str], env_arg: Sequence[str], agent: Sequence[str] 
 
     kwargs, agents = _values("--env-arg", env_arg), _values("--agent", agent) or None
     return [dataclasses.replace(EnvEntry.of(name), kwargs=kwargs, agents=agents, address=address) for name in names]
+
+
+def _at_endpoint(model: str, base_url: str | None) -> str:
+    """`openai:NAME` at the address of --base-url, unless it names its own."""
+    if base_url is None or not model.startswith("openai:") or "@http" in model:
+        return model
+    if not base_url.startswith("http"):
+        raise ValueError(f"--base-url {base_url}: expected a URL such as http://127.0.0.1:8000/v1")
+    return f"{model}@{base_url}"
 
 
 def _values(flag: str, settings: Sequence[str]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class CodeEnv(TextEnv):
         else:
             self.problem = self.tasks.at(self.episode_seed)
         self.syntax_is_paid = False
-        return Opening(self.problem.prompt, task_id=self.problem.task_id)
+        return Opening(self.problem.prompt, task_id=self.problem.task_id, info=self.problem.drawn_as)
 
     def respond(self, action: str) -> Reply:
         code = program_in(action)

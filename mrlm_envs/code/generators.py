@@ -62,7 +62,7 @@ def generate(rng: np.random.Generator, kinds: tuple[str, ...], difficulty: tuple
         entry_point=name,
         compare=family.compare,
         reference=source,
-        kind=name,
+        drawn_as={"kind": name, "difficulty": level},
     )
 
 

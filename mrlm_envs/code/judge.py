@@ -55,7 +55,7 @@ class Problem:
         prelude: Executed before the agent's code in the same namespace (HumanEval's imports and helpers).
         setup: Trusted code that assert tests need.
         hosts: Names that assert tests use, and the agent's function or class that each of them stands for.
-        kind: The generator's name; empty for a dataset row.
+        drawn_as: `kind` and `difficulty` of a generated problem, for `info`; empty for a dataset row.
     """
 
     task_id: str
@@ -67,7 +67,7 @@ class Problem:
     prelude: str = ""
     setup: str = ""
     hosts: dict[str, str] = field(default_factory=dict)
-    kind: str = ""
+    drawn_as: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

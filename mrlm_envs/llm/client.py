@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -145,6 +146,32 @@ class ChatClient:
     def ask(self, messages: Sequence[Message], **sampling: Any) -> ChatReply:
         """`chat` for synchronous code, from any thread (not from a coroutine: there, await `chat`)."""
         return run(self._chat(messages, sampling))
+
+    def submit(self, messages: Sequence[Message], **sampling: Any) -> Future[ChatReply]:
+        """`chat` as a future, for whoever keeps many questions in flight from one thread."""
+        return _spawn(self._chat(messages, sampling))
+
+    def check(self) -> None:
+        """Ask for the list of models, once, so that a wrong address or key is known before any work is done.
+
+        An endpoint that has no such list passes.
+
+        Raises:
+            ChatError: If nobody answers, or the key is refused.
+        """
+        run(self._check())
+
+    async def _check(self) -> None:
+        import openai
+
+        try:
+            await self._connect().with_options(timeout=min(self.timeout, 10.0), max_retries=0).models.list()
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise self._failure(f"{_line(error)} (the key is read from {self.api_key_env})") from None
+        except openai.APIConnectionError as error:
+            raise self._failure(_line(error)) from None
+        except (openai.OpenAIError, ValueError, TypeError):
+            pass  # it has another notion of this list, or none
 
     async def chat_json(
         self, messages: Sequence[Message], schema: Mapping[str, Any], *, attempts: int = 3, **sampling: Any

@@ -75,7 +75,7 @@ class MathEnv(TextEnv):
         else:
             self.problem = self.tasks.at(self.episode_seed)
         self.format_is_paid = False
-        return Opening(self.problem.question, self.problem.task_id)
+        return Opening(self.problem.question, self.problem.task_id, info=self.problem.drawn_as)
 
     def respond(self, action: str) -> Reply:
         is_correct = grade(action, self.problem.answer)

@@ -8,7 +8,7 @@ here needs more than integers, so a simple problem costs a few microseconds.
 import functools
 from collections.abc import Callable, Sequence
 from math import gcd, lcm
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ class Problem(NamedTuple):
         task_id: The canonical content of the problem, the same for two problems that only differ in the order of a sum
             or in the names of people and variables. Problems with the same text before a `#` are always in one split.
         kind: The generator's name; empty for a dataset row.
+        difficulty: It was drawn at; 0 for a dataset row.
     """
 
     question: str
@@ -32,6 +33,12 @@ class Problem(NamedTuple):
     work: str | Callable[[], str]
     task_id: str
     kind: str = ""
+    difficulty: int = 0
+
+    @property
+    def drawn_as(self) -> dict[str, Any]:
+        """What `info` says of a generated problem: evaluations are broken down by it."""
+        return {"kind": self.kind, "difficulty": self.difficulty} if self.kind else {}
 
     @property
     def solution(self) -> str:

@@ -90,7 +90,8 @@ def draw_problem(draw: Draw, kinds: Sequence[str], difficulty: tuple[int, int]) 
     """`generate` for arguments that `check_range` has passed."""
     low, high = difficulty
     make = KINDS[kinds[0] if len(kinds) == 1 else draw.choice(kinds)]
-    return make(draw, low if low == high else draw.between(low, high))
+    level = low if low == high else draw.between(low, high)
+    return make(draw, level)._replace(difficulty=level)
 
 
 @lru_cache(maxsize=256)

@@ -125,7 +125,7 @@ class SQLEnv(TextEnv):
             self.question = self._judged(row)
         hint = f"\nHint: {self.question.evidence}" if self.question.evidence else ""
         text = f"Schema:\n{self.question.schema}\n\nQuestion: {self.question.text}{hint}"
-        return Opening(text, task_id=self.question.task_id)
+        return Opening(text, self.question.task_id, info=self.question.drawn_as)
 
     def _judged(self, row: "_Task") -> Question:
         """A dataset's row with the result of its gold query."""

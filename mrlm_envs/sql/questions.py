@@ -7,7 +7,7 @@ one that is shown.
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,7 @@ class Question:
         expected: The gold result on each.
         shown: Which database previews come from.
         ordered: Whether the order of rows counts.
+        drawn_as: `kind` and `difficulty` of a generated question, for `info`; empty for a dataset's.
     """
 
     task_id: str
@@ -181,6 +182,7 @@ class Question:
     expected: tuple[Rows, ...]
     shown: int
     ordered: bool
+    drawn_as: dict[str, Any] = field(default_factory=dict)
 
 
 def generate(rng: np.random.Generator, kinds: Sequence[str], schemas: Sequence[str]) -> Question:
@@ -192,7 +194,8 @@ def generate(rng: np.random.Generator, kinds: Sequence[str], schemas: Sequence[s
         schemas: Names in `SCHEMAS` to choose from.
     """
     for _ in range(_MAX_DRAWS):
-        kind, schema = KINDS[str(rng.choice(list(kinds)))], str(rng.choice(list(schemas)))
+        name, schema = str(rng.choice(list(kinds))), str(rng.choice(list(schemas)))
+        kind = KINDS[name]
         images, shown = databases(schema), int(rng.integers(POOL))
         try:
             names = kind.draw(Draw(rng, schema, images[shown]))
@@ -213,5 +216,6 @@ def generate(rng: np.random.Generator, kinds: Sequence[str], schemas: Sequence[s
             expected=expected,
             shown=shown,
             ordered=kind is KINDS["top"],
+            drawn_as={"kind": name, "difficulty": kind.level},
         )
     raise ValueError(f"no question of {', '.join(kinds)} fits the schemas {', '.join(schemas)}; allow more of either")

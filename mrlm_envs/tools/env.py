@@ -148,7 +148,7 @@ class ToolUseEnv(TextEnv):
         self.files.fill(self.task.files)
         self.registry.reset(self.episode_seed)
         tools = self.registry.schemas() if self.show_tools else None
-        return Opening(self.task.question, task_id=self.task.task_id, tools=tools)
+        return Opening(self.task.question, self.task.task_id, tools, self.task.drawn_as)
 
     def _generate(self) -> Task:
         for _ in range(_MAX_DRAWS):

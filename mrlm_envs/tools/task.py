@@ -25,6 +25,7 @@ class Task:
         turns: The reference trajectory: the calls of each turn before the answer.
         files: What the virtual file system holds at the start.
         files_after: What it must hold at the end; None when the files do not count.
+        drawn_as: `kind` and `difficulty` of a generated task, for `info`; empty for a user's own.
     """
 
     task_id: str
@@ -33,6 +34,7 @@ class Task:
     turns: tuple[tuple[Call, ...], ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     files_after: Mapping[str, str] | None = None
+    drawn_as: dict[str, Any] = field(default_factory=dict)
 
     def solved(self, reply: str, files: Mapping[str, str]) -> bool:
         """Whether a final reply and the files at that moment are right.

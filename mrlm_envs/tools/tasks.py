@@ -1,7 +1,7 @@
 """Where ToolUse tasks come from: `generate` draws one from the generators, `task` reads one from a row."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,9 @@ KINDS: dict[str, Kind] = {
 
 def generate(rng: np.random.Generator, kinds: Sequence[str], difficulty: tuple[int, int]) -> Task:
     """Draws a task of one of the kinds, at a difficulty uniform in the inclusive range."""
-    kind = KINDS[kinds[int(rng.integers(len(kinds)))]]
-    return kind.make(rng, int(rng.integers(difficulty[0], difficulty[1] + 1)))
+    kind = kinds[int(rng.integers(len(kinds)))]
+    level = int(rng.integers(difficulty[0], difficulty[1] + 1))
+    return replace(KINDS[kind].make(rng, level), drawn_as={"kind": kind, "difficulty": level})
 
 
 def task(row: Mapping[str, Any], number: int, source: str) -> Task:

@@ -1,4 +1,4 @@
-"""Collecting: play N episodes and keep them as JSON lines, for SFT, DPO, or looking at.
+"""Collecting: play N episodes and keep them as JSON lines or Parquet, for SFT, DPO, or looking at.
 
 What is played is decided by the arguments alone, and an episode's tokens by its own seed, so a killed run goes on where
 it was: finished episodes stand in `.FILE.partial`, one line each, as soon as they end; FILE itself appears whole, when
@@ -11,12 +11,15 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mrlm_train.commands.evaluate import tell_cost
 from mrlm_train.episodes.chat import Chat
+from mrlm_train.episodes.preferences import pairs
 from mrlm_train.episodes.record import Episode, jsonable, tokenizer_hash, write
+from mrlm_train.experiment.run_directory import write_text
 from mrlm_train.inference.policy import Policy
 from mrlm_train.inference.sampling import Sampling
 from mrlm_train.rollout.environments import EnvLike, entries
@@ -35,6 +38,7 @@ class Collected:
         written: episodes in the file.
         success: share of the valid ones that solved their task, None where no environment says.
         reward: their mean reward (0 when none is valid).
+        pairs: preference pairs written.
     """
 
     played: int
@@ -43,6 +47,7 @@ class Collected:
     written: int
     success: float | None
     reward: float
+    pairs: int = 0
 
     def __str__(self) -> str:
         success = "" if self.success is None else f", {self.success:.1%} solved"
@@ -61,6 +66,7 @@ def collect(
     seed: int = 0,
     threads: int = 16,
     max_invalid_share: float = 0.25,
+    preferences: str | os.PathLike[str] | None = None,
     progress: Callable[[Episode], object] | None = None,
 ) -> Collected:
     """Play n episodes and write them.
@@ -69,16 +75,20 @@ def collect(
         policy: who acts.
         envs: where; tasks are drawn by weight, as for training.
         n: episodes to play, in games of several agents games; a multiple of `group_size`.
-        output: the JSONL file; one that is there is replaced when the new one is complete.
+        output: the JSONL file (Parquet, if it ends in .parquet); one that is there is replaced when the new one is
+            complete.
         sampling: budgets and temperature.
         group_size: attempts at each task.
         filter_reward: only episodes with at least this reward are written.
         seed: draws the tasks.
         threads: environments stepped at once.
         max_invalid_share: share of invalid episodes above which the run fails.
+        preferences: a file for the best against the worst attempt at each task, whatever `filter_reward` says.
         progress: called with every episode, those of an earlier run included.
 
-    Errors: ValueError for a number that does not fit, or a partial file of other settings; InvalidEpisodes.
+    Raises:
+        ValueError: If a number does not fit, or a partial file is of other settings.
+        InvalidEpisodes: If too many are invalid.
     """
     if n < 1 or group_size < 1 or n % group_size:
         raise ValueError(f"{n} episodes are not a whole number of groups of {group_size}")
@@ -90,7 +100,7 @@ def collect(
                 [e.id, e.kwargs, e.split, e.weight, e.address, *([e.agents] if e.agents else [])] for e in pool.envs
             ],
             "policy": policy.name,
-            "tokenizer": tokenizer_hash(policy.tokenizer),
+            "tokenizer": policy.tokenizer and tokenizer_hash(policy.tokenizer),  # an endpoint shows none
             "sampling": rollout._settings,
             "n": n,
             "group_size": group_size,
@@ -105,9 +115,14 @@ def collect(
             if progress is not None:
                 progress(episode)
         _play(rollout, left, partial, progress)
+    tell_cost(policy)
     episodes = [episode for request in requests for episode in partial.done[request.draw].values()]
     check_validity(episodes, max_invalid_share)
     result = _write(output, episodes, filter_reward, len(resumed))
+    if preferences is not None:
+        rows = [json.dumps(_preference(*pair), ensure_ascii=False) + "\n" for pair in pairs(episodes)]
+        write_text(Path(preferences), "".join(rows))
+        result = replace(result, pairs=len(rows))
     partial.path.unlink()
     return result
 
@@ -123,7 +138,8 @@ def collect_experts(
 ) -> Collected:
     """As `collect`, with the environments' own reference solutions; `chat` gives them token ids.
 
-    Errors: ValueError when an environment has no expert.
+    Raises:
+        ValueError: If an environment has no expert.
     """
 
     def seen(episode: Episode) -> bool:
@@ -157,10 +173,38 @@ def _write(
         played=len(episodes),
         resumed=resumed,
         invalid=len(episodes) - len(valid),
-        written=write(output, kept),
+        written=_write_parquet(output, kept) if Path(output).suffix == ".parquet" else write(output, kept),
         success=sum(known) / len(known) if known else None,
         reward=sum(episode.reward for episode in valid) / max(1, len(valid)),
     )
+
+
+def _write_parquet(output: str | os.PathLike[str], episodes: list[Episode]) -> int:
+    """Write episodes as Parquet, whole or not at all; mappings are JSON texts. Returns how many there are."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [json.loads(episode.to_json()) for episode in episodes]
+    for row in rows:
+        row |= {key: json.dumps(value, ensure_ascii=False) for key, value in row.items() if isinstance(value, dict)}
+    target = Path(output)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), partial)
+    partial.replace(target)
+    return len(rows)
+
+
+def _preference(better: Episode, worse: Episode) -> dict[str, Any]:
+    """The row of two attempts at a task: TRL's conversational format, which `dpo.episodes` reads too."""
+    first = next(i for i, message in enumerate(better.messages) if message["role"] == "assistant")
+    return {
+        "prompt": better.messages[:first],
+        "chosen": better.messages[first:],
+        "rejected": worse.messages[first:],
+        "chosen_reward": better.reward,
+        "rejected_reward": worse.reward,
+    }
 
 
 class _Partial:
@@ -170,7 +214,9 @@ class _Partial:
     """
 
     def __init__(self, output: Path, settings: dict[str, Any]) -> None:
-        """Errors: ValueError when the file on disk is of another collection."""
+        """Raises:
+        ValueError: If the file on disk is of another collection.
+        """
         self.path = output.with_name(f".{output.name}.partial")
         text = json.dumps(jsonable(settings), sort_keys=True)
         self.head = json.dumps({"collection": hashlib.sha256(text.encode()).hexdigest()[:16], "settings": text})

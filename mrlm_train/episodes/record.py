@@ -50,7 +50,8 @@ class Episode:
         terminated: the task ended by its own rules.
         truncated: an outside limit ended it. Never both.
         stop_reason: the environment's own, or "token_limit", "context_limit", "turn_limit", "time_limit",
-            "step_timeout", "env_fault", "env_error", "render_error" (the chat template failed on an observation).
+            "step_timeout", "env_fault", "env_error", "endpoint_error" (the policy's endpoint did not answer),
+            "render_error" (the chat template failed on an observation).
         policy: name of the policy that acted.
         tokenizer_hash: `tokenizer_hash` of the tokenizer that made the ids.
         sampling: the sampling settings as JSON values.
@@ -102,8 +103,9 @@ class Episode:
         return sum(self.action_mask or ())
 
     def to_json(self) -> str:
-        """One line of JSON; values JSON does not know are made plain (`jsonable`)."""
-        return json.dumps(jsonable(dataclasses.asdict(self)), ensure_ascii=False, allow_nan=False)
+        """One line of JSON, with the return as `reward`; values JSON does not know are made plain (`jsonable`)."""
+        row = {**dataclasses.asdict(self), "reward": self.reward}
+        return json.dumps(jsonable(row), ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> Episode:
@@ -116,6 +118,7 @@ class Episode:
         known = {f.name for f in dataclasses.fields(cls)}
         if not isinstance(row, dict) or "env_id" not in row:
             raise ValueError("field 'env_id' is missing: not an episode")
+        row.pop("reward", None)  # the sum of `turn_rewards`
         if unknown := sorted(set(row) - known):
             raise ValueError(f"unknown field {unknown[0]!r}: not an episode")
         if "costs_to_go" in row:  # JSON has no infinity

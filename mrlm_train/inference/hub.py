@@ -11,12 +11,12 @@ def check_exists(name: str) -> None:
     """Refuse a name that is not a folder here, not in the Hub's cache and not on the Hub, which is asked once.
 
     Args:
-        name: A folder, a Hub name (`owner/name`), or `tiny`.
+        name: A folder, a Hub name (`owner/name`), `tiny`, or an endpoint (`openai:…`), which is somewhere else.
 
     Raises:
         ValueError: In one line.
     """
-    if name == "tiny" or (name and Path(name).is_dir()):
+    if name == "tiny" or name.startswith("openai:") or (name and Path(name).is_dir()):
         return
     if not name or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(f"model {name!r}: no such folder; give a folder with config.json, or a hub name")

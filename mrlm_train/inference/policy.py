@@ -81,7 +81,8 @@ def make(
     """A policy from objects or from a path.
 
     Args:
-        model: a causal LM, or a path or hub name for `load_model`.
+        model: a causal LM, a path or hub name for `load_model`, or `openai:MODEL[@BASE_URL]` (see `endpoint.py`), for
+            which only `rows` counts.
         tokenizer: its tokenizer; None loads it from the model's path.
         name: written into Episodes; the model's own name by default.
         chat_template_kwargs: passed to the chat template.
@@ -93,6 +94,10 @@ def make(
     Raises:
         ValueError: If there is no such model, or it has no chat template.
     """
+    if isinstance(model, str) and model.startswith("openai:"):
+        from mrlm_train.inference.endpoint import EndpointPolicy
+
+        return EndpointPolicy(model, rows)
     if isinstance(model, str | os.PathLike):
         path = tiny.saved() if model == "tiny" else os.fspath(model)
         model, tokenizer = load_model(path), tokenizer or load_tokenizer(path)

@@ -3,6 +3,7 @@
     agents: {pro: policy, con: policy}                           # self-play: both agents train
     agents: {pro: policy, con: {policy: past, refresh_every: 20}}    # against itself as it was up to 20 steps ago
     agents: {pro: policy, con: runs/debate/final}                # against a frozen model, a folder or a Hub name
+    agents: {pro: policy, con: "openai:NAME@http://HOST/v1"}     # against a chat endpoint (`inference/endpoint.py`)
     agents: {pro: policy, con: "my_games:cautious"}              # against a function `(messages, rng) -> str`
 
 The policy plays the agents that are not named.
@@ -29,8 +30,8 @@ class AgentConfig:
 
     Attributes:
         policy: "policy" (the policy that acts, and in training learns), "past" (a frozen copy of the policy in
-            training: as it was at the start, unless `refresh_every` is set), a model folder or Hub name (frozen), or
-            an `ActFunction`, also as `module:function`.
+            training: as it was at the start, unless `refresh_every` is set), a model folder or Hub name (frozen), a
+            chat endpoint, or an `ActFunction`, also as `module:function`.
         refresh_every: Every so many optimizer steps the frozen model becomes a copy of the policy as it then is.
     """
 
@@ -46,7 +47,8 @@ class AgentConfig:
     def function(self) -> ActFunction | None:
         """The function that plays, if one does."""
         if isinstance(self.policy, str):
-            return import_name(self.policy) if ":" in self.policy else None
+            is_function = ":" in self.policy and not self.policy.startswith("openai:")
+            return import_name(self.policy) if is_function else None
         return self.policy
 
     @property

@@ -16,6 +16,7 @@ import gymnasium
 import numpy as np
 
 from mrlm_envs.core import EnvFault, clean
+from mrlm_envs.llm.client import ChatError, ChatReply
 from mrlm_train.episodes.chat import opening
 from mrlm_train.episodes.record import Episode, tokenizer_hash
 from mrlm_train.inference.policy import Policy
@@ -392,6 +393,64 @@ class EpisodeConversation(Dialogue):
         self._mask += [mask] * len(ids)
         self._log_probs = None if log_probs is None or self._log_probs is None else self._log_probs + log_probs
         self.episode.logprobs = self._log_probs
+
+
+class ChatDialogue(Dialogue):
+    """A dialogue of a policy behind an endpoint, in messages alone: an `inference.endpoint.ChatConversation`.
+
+    `episode.info` counts the tokens read and written (`prompt_tokens`, `completion_tokens`), as the endpoint does.
+    """
+
+    def __init__(
+        self,
+        pool: EnvPool,
+        request: Request,
+        session: Session,
+        policy: Policy,
+        sampling: Sampling,
+        settings: dict[str, Any],
+        progress: Callable[[Episode], object] | None = None,
+        agent: str | None = None,
+        number: int = 0,
+    ) -> None:
+        """As of `EpisodeConversation`."""
+        self._sampling, self._first, self._spent = sampling, 0, 0
+        super().__init__(pool, request, session, policy.name, progress, agent)
+        self.episode.sampling = {**settings, "draw": request.draw}
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation so far."""
+        return self.episode.messages
+
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        """Schemas of the tools that the policy may call."""
+        return self.episode.info.get("tools") or []
+
+    @property
+    def budget(self) -> int:
+        """Most tokens of the coming turn."""
+        return min(self._sampling.max_turn_tokens, self._sampling.max_episode_tokens - self._spent)
+
+    def answer(self, reply: ChatReply) -> None:
+        """Take a turn."""
+        self._first = self._first or reply.prompt_tokens
+        self._spent = reply.prompt_tokens + reply.completion_tokens - self._first  # all after the prompt
+        counted = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
+        counted["cut_turns"] = int(reply.finish_reason == "length")
+        for name, count in counted.items():
+            self.episode.info[name] = self.episode.info.get(name, 0) + count
+        self.act(reply.text)
+
+    def fail(self, error: ChatError) -> None:
+        """The endpoint has no answer: that is not the policy's failure, so the episode is invalid."""
+        self._fail("endpoint_error", error)
+
+    def take(self, ids: list[int]) -> str | None:
+        if len(self.episode.turn_rewards) == self._sampling.max_turns:
+            return "turn_limit"
+        return "token_limit" if self.budget < 1 else None
 
 
 def _text(observation: Any) -> str:

@@ -57,8 +57,9 @@ class Opponents:
             return self.policy
         path = str(config.policy)
         if path not in self._loaded:
-            self._loaded[path] = make(path, engine=self.policy.engine_name, rows=self.policy.rows)
-            self._loaded[path].model.requires_grad_(False)
+            opponent = self._loaded[path] = make(path, engine=self.policy.engine_name, rows=self.policy.rows)
+            if opponent.model is not None:  # an endpoint has none
+                opponent.model.requires_grad_(False)
         return self._loaded[path]
 
 

@@ -15,15 +15,23 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from typing import Any
 
 import numpy as np
 
 from mrlm_train.episodes.chat import Chat
 from mrlm_train.episodes.record import Episode
+from mrlm_train.inference.endpoint import EndpointPolicy
 from mrlm_train.inference.policy import Policy
 from mrlm_train.inference.sampling import Sampling
 from mrlm_train.inference.types import End, Feed, Wait
-from mrlm_train.rollout.conversation import Dialogue, EnvironmentSession, EpisodeConversation, Request
+from mrlm_train.rollout.conversation import (
+    ChatDialogue,
+    Dialogue,
+    EnvironmentSession,
+    EpisodeConversation,
+    Request,
+)
 from mrlm_train.rollout.environments import EnvLike, entries
 from mrlm_train.rollout.games import GameRunner
 from mrlm_train.rollout.opponents import Opponents
@@ -166,6 +174,11 @@ def _fitted(sampling: Sampling, policy: Policy) -> Sampling:
     )
 
 
+def _conversation_class(policy: Policy) -> Any:
+    """Token by token, or in messages where there are no tokens."""
+    return ChatDialogue if isinstance(policy, EndpointPolicy) else EpisodeConversation
+
+
 class _Schedule:
     """Starts the episodes of each request when an engine first has room, and assigns each engine its conversations."""
 
@@ -209,7 +222,7 @@ class _Schedule:
         agents = pool.agents[request.entry]
         if not agents:
             session = EnvironmentSession(pool, request)
-            conversation = EpisodeConversation(
+            conversation = _conversation_class(rollout.policy)(
                 pool, request, session, rollout.policy, rollout.sampling, rollout._settings, self._progress
             )
             self._returned.append(conversation)
@@ -222,7 +235,7 @@ class _Schedule:
             if agent.function is not None:
                 continue
             model, progress = rollout.opponents(agent), self._progress if agent.trains else None
-            conversation = EpisodeConversation(
+            conversation = _conversation_class(model)(
                 *(pool, request, game.session(name), model, rollout.sampling_of(model), rollout._settings),
                 *(progress, name, number),
             )

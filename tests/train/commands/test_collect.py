@@ -9,19 +9,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
 from mrlm_train.cli import main
 from mrlm_train.commands.collect import collect, collect_experts
 from mrlm_train.episodes.chat import Chat
-from mrlm_train.episodes.preferences import pairs
+from mrlm_train.episodes.preferences import pairs, read_preferences
 from mrlm_train.episodes.record import Episode, read
 from mrlm_train.inference.sampling import Sampling
 from mrlm_train.rollout.environments import EnvEntry
 from mrlm_train.rollout.runner import InvalidEpisodes
 from tests.support.guessing import GuessNumber
-from tests.support.playing import TOKENIZER, Letters, Radio, tiny_model, tiny_policy
+from tests.support.playing import TOKENIZER, Letters, Radio, say, scripted, tiny_model, tiny_policy
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -141,6 +142,49 @@ def test_the_command_writes_groups_that_dpo_can_pair(model: str, tmp_path: Path,
     assert {episode.reward for episode in read(output)} == {1.0}
     assert main(["collect", "--environment", "math", "-n", "3", "-o", str(output)]) == 1
     assert capsys.readouterr().err.strip().endswith("give either --model PATH or --expert")
+
+
+def test_rows_have_the_return_and_parquet_holds_the_same(model: str, tmp_path: Path, capsys: Any) -> None:
+    rows, table = tmp_path / "e.jsonl", tmp_path / "e.parquet"
+    assert main(arguments(model, rows, "-n", "4")) == 0 and main(arguments(model, table, "-n", "4")) == 0
+    written = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [row["reward"] for row in written] == [episode.reward for episode in read(rows)]
+    kept = datasets.load_dataset("parquet", data_files=str(table), cache_dir=str(tmp_path / "cache"))["train"]
+    for row, line in zip(kept, written, strict=True):
+        assert {key: row[key] for key in ("messages", "completion_ids", "reward", "success")} == {
+            key: line[key] for key in ("messages", "completion_ids", "reward", "success")
+        }
+        assert json.loads(row["info"]) == line["info"]
+    assert not [path for path in tmp_path.glob(".*") if path.name != ".cache"]
+
+
+def test_preference_pairs_are_what_dpo_reads(tmp_path: Path) -> None:
+    output, chosen = tmp_path / "e.jsonl", tmp_path / "pairs.jsonl"
+    letters = EnvEntry("Letters", {"letters": "a"}, make=Letters)
+    starts = iter("ab" * 4)
+
+    def alternate(turn: int) -> list[int]:
+        return say(next(starts))(turn)
+
+    found = collect(scripted(alternate), letters, 8, output, SAMPLING, group_size=2, preferences=chosen)
+    rows = [json.loads(line) for line in chosen.read_text().splitlines()]
+    assert found.pairs == len(rows) == 4
+    assert rows[0]["chosen"][0]["content"] == "a" and rows[0]["rejected"][0]["content"] == "b"
+    assert (rows[0]["chosen_reward"], rows[0]["rejected_reward"]) == (1.0, 0.0)
+    assert len(list(read_preferences(chosen, Chat(TOKENIZER)))) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--expert", "--address", "localhost:1"], "servers do not give away reference solutions"),
+        (["--model", "tiny", "--preferences", "p.jsonl"], "give --group-size 2 or more"),
+    ],
+)
+def test_what_collect_cannot_do_is_one_line(flags: list[str], said: str, tmp_path: Path, capsys: Any) -> None:
+    assert main(["collect", "--environment", "math", "-n", "2", "-o", str(tmp_path / "e.jsonl"), *flags]) == 1
+    error = capsys.readouterr().err.strip()
+    assert said in error and "\n" not in error
 
 
 def test_a_process_killed_outright_leaves_what_it_had_and_the_next_one_goes_on(

@@ -1,5 +1,6 @@
 """Evaluation: the test split, the first n seeds, honest figures."""
 
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,16 @@ from hypothesis import strategies as st
 from mrlm_train.episodes.record import Episode
 from mrlm_train.inference.sampling import Sampling
 from mrlm_train.rollout.environments import EnvEntry
-from mrlm_train.rollout.evaluation import evaluate, evaluation_requests, evaluation_rollout, summary, wilson_interval
+from mrlm_train.rollout.evaluation import (
+    by,
+    evaluate,
+    evaluation_requests,
+    evaluation_rollout,
+    pass_at,
+    success_interval,
+    summary,
+    wilson_interval,
+)
 from mrlm_train.rollout.runner import InvalidEpisodes, Request
 from tests.support.guessing import GuessNumber
 from tests.support.playing import Letters, Radio, say, scripted, tiny_policy
@@ -97,3 +107,61 @@ def test_the_interval_holds_the_share_and_solves_wilson_s_equation(n: int, share
 
 def test_the_interval_of_a_known_case() -> None:
     assert wilson_interval(90, 100) == pytest.approx([0.8256, 0.9448], abs=1e-4)
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=5))
+def test_pass_at_k_is_the_share_of_draws_without_replacement_that_hold_a_success(successes: list[int]) -> None:
+    tasks = [[1.0] * count + [0.0] * (6 - count) for count in successes]
+    found = pass_at(tasks)
+    assert list(found) == [1, 2, 4, 6]
+    for k, chance in found.items():
+        draws = [any(draw) for task in tasks for draw in itertools.combinations(task, k)]
+        assert chance == pytest.approx(sum(draws) / len(draws))
+
+
+def test_tasks_with_fewer_valid_attempts_than_k_do_not_count_for_pass_at_k() -> None:
+    assert pass_at([[1.0, 0.0], [0.0]]) == {1: 0.25, 2: 1.0}
+
+
+def test_further_attempts_at_a_task_do_not_count_as_further_tasks() -> None:
+    once = [[1.0]] * 30 + [[0.0]] * 70
+    assert success_interval(once) == pytest.approx(wilson_interval(30, 100))
+    assert success_interval([task * 8 for task in once]) == pytest.approx(wilson_interval(30, 100))  # all alike
+    mixed = [[1.0, 0.0]] * 50
+    assert success_interval(mixed) == pytest.approx(wilson_interval(25, 50))
+    assert success_interval([[0.0, 0.0]] * 10) == pytest.approx(wilson_interval(0, 10))
+
+
+def test_samples_are_attempts_at_the_same_tasks_that_differ() -> None:
+    sampling = Sampling(temperature=1.0, max_turn_tokens=4, max_episode_tokens=40)
+    with evaluation_rollout(tiny_policy(), Letters, sampling=sampling) as rollout:
+        episodes = rollout.run(evaluation_requests(rollout, 2, samples=3))
+    assert [(e.seed, e.sampling["draw"]) for e in episodes] == [(s, d) for s in range(2) for d in range(3)]
+    assert len({tuple(e.completion_ids or ()) for e in episodes[:3]}) == 3
+    with (
+        evaluation_rollout(tiny_policy(), Letters) as greedy,
+        pytest.raises(ValueError, match="alike at temperature 0"),
+    ):
+        evaluation_requests(greedy, 2, samples=3)
+
+
+def test_figures_by_kind_leave_out_episodes_that_name_none() -> None:
+    episodes = [
+        Episode("E", turn_rewards=[1.0], info={"kind": "easy"}),
+        Episode("E", turn_rewards=[0.0], info={"kind": "hard"}),
+        Episode("E", turn_rewards=[0.0]),
+    ]
+    assert {name: part["reward"] for name, part in by(episodes, lambda e: e.info.get("kind")).items()} == {
+        "easy": 1.0,
+        "hard": 0.0,
+    }
+
+
+@pytest.mark.parametrize("name", ["math", "tools", "code", "sql"])
+def test_generated_tasks_say_their_kind_and_difficulty(name: str) -> None:
+    env = EnvEntry(name).build()
+    try:
+        info = env.reset(seed=1)[1]
+        assert info["kind"] in env.unwrapped.kinds and isinstance(info["difficulty"], int)
+    finally:
+        env.close()

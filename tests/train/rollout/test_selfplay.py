@@ -493,7 +493,7 @@ def test_the_commands_play_games_too(tmp_path: Path, capsys: pytest.CaptureFixtu
     command = ["--model", str(tmp_path / "model"), "--environment", GAME, "--num-episodes", "5"]
     limits = ["--max-turn-tokens", "2", "--agent", f"second={MODULE}:perfect"]
     assert main(["eval", *command, *limits]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["all", "0.0%"]
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == [f"{GAME}/first", "0.0%"]
     assert main(["collect", *command, *limits, "-o", str(tmp_path / "games.jsonl")]) == 0
     assert [e.agent for e in read(tmp_path / "games.jsonl")] == ["first"] * 5
     assert main(["eval", *command, "--agent", "third=policy"]) == 1

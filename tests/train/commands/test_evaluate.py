@@ -1,0 +1,86 @@
+"""`mrlm eval`: several models and environments in one table, results for each episode, served environments."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.chat_server import ChatServer
+from mrlm_train.cli import main
+from mrlm_train.commands.evaluate import table
+from mrlm_train.episodes.record import read
+
+pytest.importorskip("openai")
+SHORT = ("--num-episodes", "4", "--max-turn-tokens", "4")
+
+
+def test_models_and_environments_share_a_table_and_a_result_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "result.json"
+    with ChatServer(lambda _: "\\boxed{7}") as server:
+        models = ["--model", "tiny", "--model", f"openai:seven@{server.url}"]
+        envs = ["--environment", "math", "--environment", "sql"]
+        assert main(["eval", *models, *envs, *SHORT, "--output", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    labels = [line[: line.index("%")].split() for line in lines[1:]]
+    assert [label[:2] for label in labels if label[0] in ("mrlm/Math-v0", "mrlm/SQL-v0", "all")] == [
+        ["mrlm/Math-v0", "tiny"], ["mrlm/Math-v0", "openai:seven"],
+        ["mrlm/SQL-v0", "tiny"], ["mrlm/SQL-v0", "openai:seven"],
+        ["all", "tiny"], ["all", "openai:seven"],
+    ]  # fmt: skip
+    assert any(label[0] == "kind" for label in labels) and any(label[0] == "difficulty" for label in labels)
+    assert len({len(line) for line in lines}) == 1  # columns are aligned
+    tiny, seven = json.loads(out.read_text())["models"]
+    assert tiny["model"] == "tiny" and tiny["n"] == seven["n"] == 8
+    first = seven["episodes"][0]
+    assert first["environment"] == "mrlm/Math-v0" and (first["seed"], first["attempt"]) == (0, 0)
+    assert {"task_id", "kind", "difficulty", "success", "reward", "stop_reason", "valid", "turns"} <= set(first)
+    kinds = seven["environments"]["mrlm/Math-v0"]["kind"]
+    assert sum(part["n"] for part in kinds.values()) == 4
+
+
+def test_samples_give_pass_at_k_and_attempts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, episodes = tmp_path / "result.json", tmp_path / "e.jsonl"
+    command = ["eval", "--model", "tiny", "--environment", "math", *SHORT, "--samples", "4", "--output", str(out)]
+    assert main([*command, "--temperature", "1", "--episodes", str(episodes)]) == 0
+    assert re.search(r"pass@2 +pass@4$", capsys.readouterr().out.splitlines()[0])
+    result = json.loads(out.read_text())
+    assert list(result["pass_at"]) == ["1", "2", "4"] and result["n"] == 16
+    assert [line["attempt"] for line in result["episodes"]] == [0, 1, 2, 3] * 4
+    assert len(list(read(episodes))) == 16
+    assert main(command) == 1
+    assert "4 samples of a task are all alike at temperature 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--environment", "math"], "--model is missing"),
+        (["--model", "openai:m", "--world-model", "e.jsonl"], "an endpoint does not show"),
+        (["--model", "tiny", "--model", "tiny", "--world-model", "e.jsonl"], "take one --model"),
+        (["--model", "openai:m", "--environment", "math", "--base-url", "localhost"], "expected a URL"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", *arguments]) == 1
+    error = capsys.readouterr().err.strip()
+    assert said in error and "\n" not in error
+
+
+def test_served_environments_are_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
+    serving = pytest.importorskip("tests.support.serving")
+    with serving.running("math") as server:
+        command = ["eval", "--model", "tiny", "--environment", "math", "--address", server.address, *SHORT]
+        assert main(command) == 0
+    assert "mrlm/Math-v0" in capsys.readouterr().out
+
+
+def test_a_model_without_an_environment_s_figures_shows_dashes() -> None:
+    row: dict[str, Any] = {"n": 1, "success": 0.5, "success_interval": [0.1, 0.9], "environments": {}}
+    lines = table({"a": {**row, "environments": {"E": row}}, "b": {**row, "environments": {"E": {}}}}).splitlines()
+    assert lines[2].split()[:3] == ["E", "b", "-"]
