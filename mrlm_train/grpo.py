@@ -55,11 +55,11 @@ class GRPOConfig(RolloutArguments, trl_grpo_config.GRPOConfig):
     """TRL's settings, those of `RolloutArguments`, and these.
 
     Attributes:
-        num_minibatches: updates that a collected batch is split into, so that clipping and `target_kl` act. It sets
-            TRL's `steps_per_generation`; each update still takes as many episodes as without it.
-        target_kl: KL(old ‖ new), in nats a token, above which the rest of a batch's updates are skipped and, if the
-            first update has gone that far, the learning rate is cut (see `safety.TrustRegion`); None never does. Not
-            shown to keep a run from collapsing yet, so it is off by default.
+        num_minibatches: updates that a collected batch is split into, so that clipping acts. It sets TRL's
+            `steps_per_generation`; each update still takes as many episodes as without it.
+        target_kl: KL(before ‖ after), in nats a token, that an update should not exceed: the learning rate follows the
+            measured KL, up to the schedule's, and an update that goes much further is undone (see
+            `safety.TrustRegion`). None measures nothing.
         credit: what a turn's tokens are credited with, see `advantages.turn_credit`. "episode": the episode's return
             against its group's (GRPO). "turn": the return from the turn on. "state": GiGPO, needs the environment's
             `state_key()`. "solver": CAST, needs its `cost_to_go()`: privileged knowledge, used in training only.
@@ -77,7 +77,7 @@ class GRPOConfig(RolloutArguments, trl_grpo_config.GRPOConfig):
     credit_weight: float = 1.0
     credit_gamma: float = 0.95
     num_minibatches: int = 1
-    target_kl: float | None = None
+    target_kl: float | None = 1e-3
     dynamic_sampling: int = 0
     top_groups: float = 1.0
     baseline_decay: float = 0.95
@@ -190,9 +190,9 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         return batch
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
-        """TRL's clipped policy loss; the update that it is for is skipped when the policy has moved too far."""
+        """TRL's clipped policy loss; the trust region will measure the update that it is for."""
         loss, log_probs_BT = self.policy_loss(model, batch)
-        self.trust_region.measure(batch.get("old_per_token_logps", log_probs_BT), log_probs_BT, loss_mask(batch))
+        self.trust_region.prepare(batch, log_probs_BT)
         return loss
 
     def credit(self, episodes: Sequence[Episode], mask_BT: torch.Tensor) -> torch.Tensor:
@@ -235,7 +235,6 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         if self._drawn[0] == step:  # several generations may share one optimizer step
             count = self._drawn[1] + 1
         self._drawn = (step, count)
-        self.trust_region.open_batch()
         first = self.accelerator.process_index * len(rows)
         self.opponents.refresh(step)
         seats = [self.rollout.pool.trained_agents(row["entry"]) for row in rows]

@@ -10,20 +10,25 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-_LEAST_CUT = 0.25  # one noisy measurement must not stop a run
+from mrlm_train.trl_hooks import Batch, loss_mask
+
+_REJECT = 10  # times the target; updates of up to seven times did no harm where they were measured
+_ROWS = 64  # episodes a process scores again
 
 
 class TrustRegion(TrainerCallback):
-    """Skips updates of a policy that has moved too far from the one that played the batch.
+    """Holds the learning rate where an update moves the policy by `target_kl` at most.
 
-    A batch serves several updates (minibatches, epochs). At each of them KL(old ‖ new) is estimated on the update's own
-    tokens, over all processes, so that all skip together. Above `target_kl` this update and the batch's remaining ones
-    are skipped: their learning rate is 0, and they count as steps. Where the first update alone has moved that far,
-    the learning rate is cut for good: by √(target / KL), since the KL of a step grows with the square of its length.
-    The scheduler's base rates carry the cut, so checkpoints keep it. (PPO's early stopping by KL: Schulman et al.,
-    2017, arXiv:1707.06347, and OpenAI's Spinning Up; the cut is ours.)
+    After an update, KL(before ‖ after) is estimated by scoring a part of its last micro-batch again, over all
+    processes. As the KL of a step grows with the square of its length, the rate is multiplied by √(target / KL), by
+    1/4 to 1.2 at a time, and never above what the schedule says. An update that went further than `_REJECT` times the
+    target is undone: without a warm-up Adam's first steps have full length whatever the gradient, and one of them can
+    destroy a policy. Rates that follow the KL are rl_games' and RSL-RL's (`schedule: adaptive`; they move by fixed
+    factors); the constants here are measured (`benchmarks/README.md`). PPO's clip cannot do this: with one update a
+    batch its ratio is 1.
 
-    The critic's parameter group goes on learning: it is not what the trust region is about.
+    The critic's parameter group keeps its rate. Dropout counts as movement. Under DeepSpeed, which keeps weights of its
+    own, nothing is undone.
 
     Attributes:
         warmup_steps: first steps of the run in which the policy is held and only the critic learns.
@@ -35,72 +40,76 @@ class TrustRegion(TrainerCallback):
         """
         Args:
             trainer: an `EpisodeTrainer`.
-            target_kl: nats a token; None only measures.
+            target_kl: nats a token; None measures nothing.
         """
         self.trainer, self.target_kl = trainer, target_kl
-        self._held: list[tuple[dict[str, Any], float]] = []
+        self._before: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        self._rates: list[tuple[dict[str, Any], float]] = []
         self._has_warned = False
-        self.open_batch()
 
-    def open_batch(self) -> None:
-        """A new batch has been played: the policy is where it was then."""
-        self._sums, self._update, self._is_over = torch.zeros(2, dtype=torch.float64), 0, False
+    @property
+    def scale(self) -> float:
+        """What the schedule's rate is multiplied by; a part of the Trainer's state, so checkpoints keep it."""
+        return self.trainer.state.stateful_callbacks.get("trust_region", {}).get("scale", 1.0)
 
-    def measure(self, old_BT: torch.Tensor, new_BT: torch.Tensor, mask_BT: torch.Tensor) -> None:
-        """Take in the log-probs of a micro-batch; with the last one before an update, decide about the update.
-
-        The estimate is the mean of r − 1 − log r, r = new / old, over tokens that the old policy sampled (Schulman,
-        "Approximating KL Divergence", 2020: never negative, low variance).
-        """
-        log_ratio_BT = torch.where(mask_BT.bool(), new_BT - old_BT, 0.0).double().clamp(max=30.0)
-        kl = (log_ratio_BT.exp() - 1 - log_ratio_BT).sum()
-        self._sums = self._sums + torch.stack([kl, mask_BT.sum().double()]).cpu()
-        if self.trainer.accelerator.sync_gradients:
-            self._decide()
-
-    def _decide(self) -> None:
+    def prepare(self, batch: Batch, log_probs_BT: torch.Tensor) -> None:
+        """With the loss of an update's last micro-batch: set its rate, keep what `on_optimizer_step` compares with."""
         trainer = self.trainer
-        kl_sum, tokens = trainer.accelerator.reduce(self._sums.to(trainer.accelerator.device), reduction="sum").tolist()
-        self._sums = torch.zeros_like(self._sums)
-        kl = kl_sum / max(tokens, 1.0)
-        trainer.count("update_kl", kl)
-        if self.target_kl is not None:
-            is_first_to_show = self._update == 1 and not self._is_over  # what the batch's first update has done
-            self._is_over |= not kl <= self.target_kl  # NaN is too far, too
-            trainer.count("skipped_updates", float(self._is_over))
-            if self._is_over:
-                self._hold(max(_LEAST_CUT, math.sqrt(self.target_kl / kl)) if is_first_to_show and kl > 0 else 1.0)
-        if trainer.state.global_step < self.warmup_steps and not self._held:
-            self._hold()
-        self._update += 1
-
-    def _hold(self, cut: float = 1.0) -> None:
-        """No step for the policy this time; afterwards rates that are cut."""
-        groups = self.trainer.optimizer.param_groups
-        bound = range(len(groups) - self.trainer.critic_groups)
-        for index in bound:
-            self._held.append((groups[index], groups[index]["lr"] * cut))
-            groups[index]["lr"] = 0.0
-        if cut == 1.0:
+        if not trainer.accelerator.sync_gradients or trainer.optimizer is None:
             return
-        scheduler = getattr(self.trainer.lr_scheduler, "scheduler", self.trainer.lr_scheduler)
-        if hasattr(scheduler, "base_lrs"):
-            for index in bound:
-                scheduler.base_lrs[index] *= cut
-        if not self._has_warned and self.trainer.accelerator.is_main_process:
-            self._has_warned = True
-            warnings.warn(
-                f"step {self.trainer.state.global_step}: one update moved the policy further than target_kl="
-                f"{self.target_kl:g} nats a token; the learning rate is cut by {cut:.2f}, and again whenever this "
-                "happens: start with a lower learning_rate, or warm it up longer (warmup_steps)",
-                stacklevel=2,
-            )
+        scale = 0.0 if trainer.state.global_step < self.warmup_steps else self.scale
+        groups = trainer.optimizer.param_groups[: len(trainer.optimizer.param_groups) - trainer.critic_groups]
+        self._rates = [(group, group["lr"]) for group in groups]
+        for group, rate in self._rates:
+            group["lr"] = rate * scale
+        if self.target_kl is not None and scale > 0:
+            self._batch = {k: v[:_ROWS] if torch.is_tensor(v) and v.dim() else v for k, v in batch.items()}
+            self._log_probs_BT = log_probs_BT[:_ROWS]
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The activations are gone: the place for a copy of the weights that are about to change."""
+        if self.target_kl is not None and not self.trainer.is_deepspeed_enabled:
+            self._before = [(p, p.detach().clone()) for group, _ in self._rates for p in group["params"]]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The step is over: give the held groups their rates back."""
-        for group, rate in self._held:
+        """The update is done: measure it, undo it if it went too far, and set the rate of the next."""
+        for group, rate in self._rates:
             group["lr"] = rate
-        self._held.clear()
+        if self._rates and self.target_kl is not None and state.global_step >= self.warmup_steps:
+            self._follow(self._kl(), self.target_kl)
+        self._rates, self._before = [], []
+
+    def _kl(self) -> float:
+        """The mean of r − 1 − log r, r = after / before, over tokens that the policy sampled, of all processes.
+
+        Schulman, "Approximating KL Divergence", 2020: never negative, low variance.
+        """
+        trainer, mask_BT = self.trainer, loss_mask(self._batch).bool()
+        log_ratio_BT = torch.where(mask_BT, trainer.log_probs(self._batch) - self._log_probs_BT, 0.0).clamp(max=30.0)
+        sums = torch.stack([(log_ratio_BT.exp() - 1 - log_ratio_BT).sum(), mask_BT.sum()])
+        kl, tokens = trainer.accelerator.reduce(sums, reduction="sum").tolist()
+        return kl / max(tokens, 1.0)
+
+    def _follow(self, kl: float, target: float) -> None:
+        trainer, is_too_far = self.trainer, not kl <= _REJECT * target  # NaN is too far, too
+        if is_too_far:
+            with torch.no_grad():
+                for parameter, before in self._before:
+                    parameter.copy_(before)
+        factor = min(1.2, max(0.25, math.sqrt(target / max(kl, 1e-12)))) if math.isfinite(kl) else 0.25
+        scale = min(1.0, self.scale * factor)
+        trainer.state.stateful_callbacks["trust_region"] = {"scale": scale}
+        for name, value in (("update_kl", kl), ("rate_scale", scale), ("rejected_updates", float(is_too_far))):
+            trainer.count(name, value)
+        if scale < 0.5 and not self._has_warned and trainer.accelerator.is_main_process:
+            self._has_warned = True
+            warnings.warn(
+                f"step {trainer.state.global_step}: an update moved the policy by {kl:.2g} nats a token, further than "
+                f"target_kl={target:g}; the learning rate is now {scale:.2f} of the schedule's and follows the "
+                "divergence (rate_scale in the log); start with a lower learning_rate or more warmup_steps, or raise "
+                "target_kl for a policy that has nothing to lose yet",
+                stacklevel=2,
+            )
 
 
 class Alarms(TrainerCallback):

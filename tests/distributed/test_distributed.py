@@ -280,5 +280,5 @@ def test_vllm_gives_each_process_its_own_completions_whatever_their_numbers_of_t
     assert vllm[0]["temperatures"] == [0.25, 1.0]  # the evaluation's own, and training's
 
 
-def test_an_update_that_is_too_far_for_one_process_is_skipped_by_all(reports: list[Any]) -> None:
-    assert [report["trust"] for report in reports] == [{"skipped": [1.0, 1.0], "moved": False}] * 2
+def test_an_update_that_is_too_far_for_one_process_is_undone_by_all(reports: list[Any]) -> None:
+    assert [report["trust"] for report in reports] == [{"rejected": [1.0, 1.0], "moved": False}] * 2

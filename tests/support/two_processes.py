@@ -102,12 +102,13 @@ class FarAway(PPOTrainer):
     """The second process sees a policy that has moved far, the first one that has not."""
 
     def loss(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
-        moved = float(self.accelerator.process_index)
-        return super().loss(model, {**batch, "old_per_token_logps": batch["old_per_token_logps"] - moved})
+        loss = super().loss(model, batch)
+        self.trust_region._log_probs_BT -= float(self.accelerator.process_index)
+        return loss
 
 
 def trust(folder: Path) -> dict[str, Any]:
-    """How many updates were skipped, and whether the policy has moved."""
+    """How many updates were undone, and whether the policy has moved."""
     args = PPOConfig(
         str(folder),
         use_cpu=True,
@@ -116,7 +117,7 @@ def trust(folder: Path) -> dict[str, Any]:
         max_steps=2,
         max_completion_length=60,
         max_turn_tokens=4,
-        target_kl=0.2,  # the mean of 0 and e - 2 is above it
+        target_kl=0.03,  # the mean of 0 and e - 2 is more than ten times that
         logging_steps=1,
         report_to=[],
         save_strategy="no",
@@ -125,8 +126,8 @@ def trust(folder: Path) -> dict[str, Any]:
     before = [parameter.detach().clone() for parameter in trainer.model.model.parameters()]
     trainer.train()
     moved = [not torch.equal(a, b) for a, b in zip(before, trainer.model.model.parameters(), strict=True)]
-    skipped = [row["skipped_updates"] for row in trainer.state.log_history if "skipped_updates" in row]
-    return {"skipped": skipped, "moved": any(moved)}
+    rejected = [row["rejected_updates"] for row in trainer.state.log_history if "rejected_updates" in row]
+    return {"rejected": rejected, "moved": any(moved)}
 
 
 def main(folder: Path) -> None:

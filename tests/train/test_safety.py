@@ -1,4 +1,4 @@
-"""The trust region: what it measures, what it skips, what it cuts, and that checkpoints keep it. Alarms."""
+"""The trust region: what it measures, what it undoes, how the rate follows, and that checkpoints keep it. Alarms."""
 
 import math
 import warnings
@@ -13,6 +13,7 @@ from mrlm_train.grpo import GRPOConfig, GRPOTrainer
 from mrlm_train.ppo import PPOConfig, PPOTrainer
 from mrlm_train.rollout.environments import EnvEntry
 from mrlm_train.safety import Alarms
+from mrlm_train.trl_hooks import loss_mask
 from tests.support.playing import TOKENIZER, Radio, tiny_model
 
 torch.set_num_threads(1)
@@ -67,43 +68,71 @@ def column(trained: Any, name: str) -> list[float]:
 
 
 def test_the_divergence_is_what_the_log_probs_say(tmp_path: Path) -> None:
-    made, _ = trainer("grpo", tmp_path, target_kl=None)
-    made.optimizer = None
-    old, new = torch.tensor([[-1.0, -2.0, -9.0]]), torch.tensor([[-1.5, -1.0, 9.0]])
-    made.trust_region.measure(old, new, torch.tensor([[1, 1, 0]]))  # the third token is the environment's
-    by_hand = ((math.exp(-0.5) - 1 + 0.5) + (math.exp(1.0) - 1 - 1.0)) / 2
-    assert made._metrics["train"]["update_kl"] == [pytest.approx(by_hand)]
+    made, _ = trainer("grpo", tmp_path)
+    made.create_optimizer_and_scheduler(4)
+    batch = made.make_batch([{"prompt": "", "entry": 0, "seed": i // 4} for i in range(8)])
+    shift_BT = torch.linspace(-1, 1, batch["tool_mask"].numel()).view(batch["tool_mask"].shape)
+    made.trust_region.prepare(batch, made.log_probs(batch) - shift_BT)
+    shift_N = shift_BT[loss_mask(batch).bool()]  # what the environment says does not count
+    assert made.trust_region._kl() == pytest.approx((shift_N.exp() - 1 - shift_N).mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", sorted(TRAINERS))
-def test_each_update_of_a_batch_is_measured_and_the_first_is_at_no_distance(kind: str, tmp_path: Path) -> None:
-    trained, _ = trainer(kind, tmp_path, target_kl=None)
+def test_every_update_is_measured(kind: str, tmp_path: Path) -> None:
+    trained, watch = trainer(kind, tmp_path, target_kl=10.0)
     trained.train()
-    first, second, third, fourth = column(trained, "update_kl")
-    assert first == third == pytest.approx(0, abs=1e-9) and min(second, fourth) > 1e-5
-    assert "skipped_updates" not in trained.state.log_history[0]
+    assert len(column(trained, "update_kl")) == 4 and min(column(trained, "update_kl")) > 1e-5
+    assert column(trained, "rate_scale") == [1.0] * 4 and watch.rates[-1][0] == pytest.approx(1e-2)
+    plain, _ = trainer(kind, tmp_path, target_kl=None)
+    plain.train()
+    assert not column(plain, "update_kl") and not column(plain, "rate_scale")
 
 
 @pytest.mark.parametrize("kind", sorted(TRAINERS))
-def test_updates_beyond_the_target_are_skipped_and_the_critic_goes_on(kind: str, tmp_path: Path) -> None:
-    trained, watch = trainer(kind, tmp_path, target_kl=1e-6, num_minibatches=3, max_steps=3)
-    with pytest.warns(UserWarning, match="one update moved the policy further than target_kl"):
+def test_an_update_far_beyond_the_target_is_undone_and_the_critic_goes_on(kind: str, tmp_path: Path) -> None:
+    trained, watch = trainer(kind, tmp_path, target_kl=1e-9, max_steps=3)
+    start = torch.cat([p.detach().flatten() for n, p in trained.model.named_parameters() if "value_head" not in n])
+    with pytest.warns(UserWarning, match="further than target_kl=1e-09; the learning rate is now 0.25") as caught:
         trained.train()
-    assert trained.state.global_step == 3  # a skipped update counts as a step
-    assert column(trained, "skipped_updates") == [0.0, 1.0, 1.0]
-    assert torch.equal(watch.policy[0], watch.policy[1]) and torch.equal(watch.policy[1], watch.policy[2])
+    assert len([w for w in caught if "target_kl" in str(w.message)]) == 1
+    assert trained.state.global_step == 3  # an update that is undone counts as a step
+    assert column(trained, "rejected_updates") == [1.0] * 3
+    assert column(trained, "rate_scale") == pytest.approx([0.25, 0.25**2, 0.25**3])
+    assert all(torch.equal(start, policy) for policy in watch.policy)
     assert (kind == "ppo") == (not torch.equal(watch.critic[1], watch.critic[2]))
-    # the first update was too far by much: the rate is cut, but no further than to a quarter; not the critic's
-    assert watch.rates[-1][0] == pytest.approx(0.25e-2)
     assert kind == "grpo" or watch.rates[-1][-1] == pytest.approx(1e-2)
 
 
-def test_a_small_step_is_neither_skipped_nor_slowed(tmp_path: Path) -> None:
-    trained, watch = trainer("grpo", tmp_path, learning_rate=1e-5)
+@pytest.mark.filterwarnings("ignore:.*target_kl")
+def test_the_rate_settles_where_the_divergence_is_the_target(tmp_path: Path) -> None:
+    trained, _ = trainer("grpo", tmp_path, target_kl=1e-3, max_steps=12)
+    trained.train()
+    measured, scales = column(trained, "update_kl"), column(trained, "rate_scale")
+    assert max(measured[:3]) > 4e-3 and sum(measured[-6:]) / 6 < 2e-3
+    assert 0 < scales[-1] < 0.5
+
+
+def test_a_rate_that_was_lowered_rises_again_but_not_beyond_the_schedule(tmp_path: Path) -> None:
+    made, watch = trainer("grpo", tmp_path, learning_rate=1e-6)
+    made.state.stateful_callbacks["trust_region"] = {"scale": 0.7}
+    made.trust_region._follow(1e-9, 1e-3)
+    assert made.trust_region.scale == pytest.approx(0.84)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*target_kl")
-        trained.train()
-    assert column(trained, "skipped_updates") == [0.0] * 4 and watch.rates[-1][0] == pytest.approx(1e-5)
+        made.train()
+    assert made.trust_region.scale == 1.0 and column(made, "rejected_updates") == [0.0] * 4
+    assert watch.rates[-1][0] == pytest.approx(1e-6)
+
+
+def test_a_policy_that_has_become_nan_is_undone(tmp_path: Path) -> None:
+    made, _ = trainer("grpo", tmp_path)
+    weight = next(made.model.parameters())
+    made.trust_region._before = [(weight, weight.detach().clone())]
+    with torch.no_grad():
+        weight.fill_(math.nan)
+    with pytest.warns(UserWarning, match="moved the policy by nan"):
+        made.trust_region._follow(math.nan, 1e-3)
+    assert weight.isfinite().all() and made.trust_region.scale == 0.25
 
 
 @pytest.mark.filterwarnings("ignore:.*target_kl")
@@ -117,14 +146,14 @@ def test_a_rate_that_was_cut_is_in_the_checkpoint(kind: str, schedule: str, tmp_
         if schedule == "reduce_lr_on_plateau":
             saving |= {"eval_strategy": "steps", "eval_steps": 6, "eval_episodes": 1}
             saving |= {"metric_for_best_model": "reward"}
-        made, watch = trainer(kind, tmp_path / folder, str(tmp_path / "model"), target_kl=1e-6, **saving)
+        made, watch = trainer(kind, tmp_path / folder, str(tmp_path / "model"), target_kl=1e-3, **saving)
         made.train(resume_from_checkpoint=None if resume is None else str(resume))
         return made, watch
 
-    _, whole = run("whole")
-    _, resumed = run("resumed", tmp_path / "whole" / "checkpoint-2")
-    assert whole.rates[-1][0] < whole.rates[0][0] / 8  # two cuts at least
-    assert resumed.rates == whole.rates[2:]
+    whole_run, whole = run("whole")
+    resumed_run, resumed = run("resumed", tmp_path / "whole" / "checkpoint-2")
+    assert column(whole_run, "rate_scale")[1] < 0.5
+    assert column(resumed_run, "rate_scale") == column(whole_run, "rate_scale")
     assert torch.equal(resumed.policy[-1], whole.policy[-1]) and torch.equal(resumed.critic[-1], whole.critic[-1])
 
 
