@@ -1,19 +1,18 @@
 """The environments of a server: by which names clients ask for them, with which arguments, and how one is made."""
 
 import json
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
-from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.envs.registration import load_env_creator
 from gymnasium.spaces import Text
 
 from mrlm_envs import ENVIRONMENTS
 from mrlm_envs.core import TextEnv
 from mrlm_envs.serving import envs_pb2 as pb
+from mrlm_envs.serving.protocol import ItemError
 from mrlm_envs.serving.settings import Refused, Settings, words
 from mrlm_envs.spaces import Unicode
 
@@ -26,73 +25,88 @@ _ROWS = frozenset({"tasks", "corpus", "scenarios"})
 _NEVER = frozenset({"mcp", "command", "sandbox", "api_key_env"})
 _IMPORT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
-_QUICK = 200e-6  # seconds
+_DECAY = 0.97  # of `slow_s` with every step
 
 
-class Failure(Exception):
-    """An item's error, as the protocol says it."""
-
-    def __init__(self, code: "pb.Code", message: str, *, expected_seq: int = 0, retry_after: float | None = None):
-        super().__init__(message)
-        self.error = pb.Error(code=code, message=message, expected_seq=expected_seq)
-        if retry_after is not None:
-            self.error.retry_after_ms = math.ceil(1000 * retry_after)
-
-
-@dataclass
 class Registration:
     """One environment of a server.
 
+    Args:
+        make_id: The id that `gymnasium.make` takes, with the module that registers it.
+        preset: Keyword arguments the operator has set.
+        settings: Of the server.
+
     Attributes:
         id: The full id, `mrlm/Math-v0`.
-        make_id: The id that `gymnasium.make` takes, with the module that registers it.
-        spec: Gymnasium's spec.
-        env_class: The class to call directly, for a `TextEnv` without wrappers of its own; `gymnasium.make` copies
-            the spec for every instance.
-        spaces: Observation and action space, shared by all instances (a `Text` space takes 16 kB).
-        preset: Keyword arguments the operator has set.
-        isolate_s: Seconds of a step after which the child process that an environment runs in is killed; None runs
-            it in this process.
-        mean_step_s: Exponential moving average of the seconds of a step.
+        slow_s: Seconds of the slowest recent step: its maximum, which decays by 3 % with every step.
+
+    Raises:
+        Refused: If the environment cannot be made, or its spaces are not text.
     """
 
-    id: str
-    make_id: str
-    spec: EnvSpec
-    env_class: type[TextEnv] | None
-    spaces: tuple[Text, Text]
-    preset: Mapping[str, Any] = field(default_factory=dict)
-    isolate_s: float | None = None
-    mean_step_s: float = 1.0
+    def __init__(self, make_id: str, preset: Mapping[str, Any], settings: Settings) -> None:
+        try:
+            env = gymnasium.make(make_id, disable_env_checker=True, **preset)
+        except Exception as error:  # an environment's own constructor
+            raise Refused(f"environment {make_id!r}: {error}; built in are: {', '.join(ENVIRONMENTS)}") from error
+        env.close()
+        self._spaces = {"observation": env.observation_space, "action": env.action_space}
+        for what, space in self._spaces.items():
+            if not isinstance(space, Text):
+                raise Refused(f"environment {make_id!r}: its {what} space is {space}, not text")
+        assert env.spec is not None
+        self._make_id, self._preset, self._spec = make_id, preset, gymnasium.registry[env.spec.id]
+        self._isolate_s = settings.step_timeout if settings.isolate else None
+        self._allowed = set(words(settings.allow_kwargs))
+        self.id, self.slow_s = self._spec.id, 1.0
+        # A `TextEnv` without wrappers is called directly: `gymnasium.make` copies the spec for each instance.
+        entry = self._spec.entry_point
+        creator = load_env_creator(entry) if isinstance(entry, str) else entry
+        is_plain = self._spec.max_episode_steps is None and not self._spec.additional_wrappers
+        is_direct = is_plain and isinstance(creator, type) and issubclass(creator, TextEnv)
+        self._env_class: Any = creator if is_direct else None
 
     @property
     def action_charset(self) -> str:
         """The characters of a narrow action space; "" when every character is allowed."""
-        action = self.spaces[1]
+        action: Any = self._spaces["action"]
         return "" if isinstance(action, Unicode) else action.characters
-
-    @property
-    def is_quick(self) -> bool:
-        """Its recent steps took less time than the event loop's own work for a step."""
-        return self.mean_step_s < _QUICK
 
     def record_step(self, seconds: float) -> None:
         """Take the duration of a step into account; on any thread."""
-        self.mean_step_s += 0.1 * (seconds - self.mean_step_s)
+        self.slow_s = max(seconds, _DECAY * self.slow_s)
 
-    def make(self, kwargs: dict[str, Any]) -> gymnasium.Env[str, str]:
-        """A fresh environment."""
-        kwargs = {**self.preset, **kwargs}
-        if self.isolate_s is not None:
+    def kwargs(self, data: bytes) -> dict[str, Any]:
+        """Keyword arguments from a client's JSON.
+
+        Raises:
+            Refused: If they are not a JSON object, name one that is not allowed, or one has a value that starts
+                processes or imports code.
+        """
+        kwargs = json_object(data, "kwargs")
+        for name, value in kwargs.items():
+            if name in ALWAYS_ALLOWED:
+                continue
+            if not self._allowed & {name, ANY}:
+                raise Refused(f"kwarg {name!r} is not allowed here; the server needs --allow-kwargs {name}")
+            if (danger := _danger(name, value)) is not None:
+                why = "starts processes, imports code or names a secret: only the operator can set it (--kwargs-file)"
+                raise Refused(f"kwarg {name!r}: {danger!r} {why}")
+        return kwargs
+
+    def make(self, data: bytes) -> gymnasium.Env[str, str]:
+        """A fresh environment with a client's arguments; see `kwargs`."""
+        kwargs = {**self._preset, **self.kwargs(data)}
+        if self._isolate_s is not None:
             from mrlm_envs.serving.isolated import IsolatedEnv
 
-            return IsolatedEnv(self.make_id, kwargs, self.isolate_s)
-        if self.env_class is None:
-            return gymnasium.make(self.spec, disable_env_checker=True, **kwargs)
-        env = self.env_class(**{**self.spec.kwargs, **kwargs})
-        for name, space in zip(("observation_space", "action_space"), self.spaces):
-            if getattr(env, name) == space:
-                setattr(env, name, space)
+            return IsolatedEnv(self._make_id, kwargs, self._isolate_s)
+        if self._env_class is None:
+            return gymnasium.make(self._spec, disable_env_checker=True, **kwargs)
+        env = self._env_class(**{**self._spec.kwargs, **kwargs})
+        for what, space in self._spaces.items():  # shared by all instances: 10,000 sessions have one
+            if getattr(env, f"{what}_space") == space:
+                setattr(env, f"{what}_space", space)
         return env
 
 
@@ -109,13 +123,12 @@ class Catalog:
 
     def __init__(self, settings: Settings) -> None:
         file = settings.kwargs_file
-        preset = _json_object(file.read_bytes(), str(file)) if file else {}
-        self.allowed = ALWAYS_ALLOWED | set(words(settings.allow_kwargs))
+        preset = json_object(file.read_bytes(), str(file)) if file else {}
         self._by_name: dict[str, Registration] = {}
         for name in words(settings.environments):
             short = ENVIRONMENTS.get(name)
             make_id = short[0] if short else name
-            registration = _register(make_id, preset.pop(name, None) or preset.pop(make_id, None) or {}, settings)
+            registration = Registration(make_id, preset.pop(name, None) or preset.pop(make_id, None) or {}, settings)
             aliases = {key for key, (env_id, *_) in ENVIRONMENTS.items() if env_id == registration.id}
             self._by_name |= dict.fromkeys({name, make_id, registration.id} | aliases, registration)
         if preset:
@@ -132,31 +145,12 @@ class Catalog:
         """The environment of that name.
 
         Raises:
-            Failure: If it is not served.
+            ItemError: If it is not served.
         """
         if env_id not in self._by_name:
             served = ", ".join(self.ids)
-            raise Failure(pb.UNKNOWN_ENV, f"environment {env_id!r} is not served here; served are: {served}")
+            raise ItemError(pb.UNKNOWN_ENV, f"environment {env_id!r} is not served here; served are: {served}")
         return self._by_name[env_id]
-
-    def kwargs(self, registration: Registration, data: bytes) -> dict[str, Any]:
-        """Keyword arguments from a client's JSON.
-
-        Raises:
-            Failure: If they are not a JSON object, name one that is not allowed, or one has a value that starts
-                processes or imports code.
-        """
-        kwargs = json_object(data, "kwargs")
-        for name, value in kwargs.items():
-            if name in ALWAYS_ALLOWED:
-                continue
-            if ANY not in self.allowed and name not in self.allowed:
-                why = f"is not allowed here; the server needs --allow-kwargs {name}"
-                raise Failure(pb.BAD_REQUEST, f"{registration.id}: kwarg {name!r} {why}")
-            if (danger := _danger(name, value)) is not None:
-                why = "starts processes, imports code or names a secret: only the operator can set it (--kwargs-file)"
-                raise Failure(pb.BAD_REQUEST, f"{registration.id}: kwarg {name!r}: {danger!r} {why}")
-        return kwargs
 
 
 def _danger(name: str, value: Any) -> str | None:
@@ -175,18 +169,11 @@ def _danger(name: str, value: Any) -> str | None:
 
 
 def json_object(data: bytes, what: str) -> dict[str, Any]:
-    """A JSON object that a client has sent; empty bytes are `{}`.
+    """A JSON object; empty bytes are `{}`.
 
     Raises:
-        Failure: If the bytes are anything else.
+        Refused: If the bytes are anything else.
     """
-    try:
-        return _json_object(data, what)
-    except Refused as error:
-        raise Failure(pb.BAD_REQUEST, str(error)) from None
-
-
-def _json_object(data: bytes, what: str) -> dict[str, Any]:
     if not data:
         return {}
     try:
@@ -196,22 +183,3 @@ def _json_object(data: bytes, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Refused(f"{what} must be a JSON object, got {type(value).__name__}")
     return value
-
-
-def _register(make_id: str, preset: Mapping[str, Any], settings: Settings) -> Registration:
-    try:
-        env = gymnasium.make(make_id, disable_env_checker=True, **preset)
-    except Exception as error:  # an environment's own constructor
-        raise Refused(f"environment {make_id!r}: {error}; built in are: {', '.join(ENVIRONMENTS)}") from error
-    observation, action, made = env.observation_space, env.action_space, env.spec
-    env.close()
-    for what, space in (("observation", observation), ("action", action)):
-        if not isinstance(space, Text):
-            raise Refused(f"environment {make_id!r}: its {what} space is {space}, not text")
-    assert made is not None and isinstance(observation, Text) and isinstance(action, Text)
-    spec = gymnasium.registry[made.id]
-    creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-    is_plain = spec.max_episode_steps is None and not spec.additional_wrappers and isinstance(observation, Unicode)
-    env_class = creator if is_plain and isinstance(creator, type) and issubclass(creator, TextEnv) else None
-    timeout = settings.step_timeout if settings.isolate else None
-    return Registration(spec.id, make_id, spec, env_class, (observation, action), preset, timeout)

@@ -1,12 +1,13 @@
-"""`AsyncClient`: episodes on served environments, exactly once, across lost servers.
+"""`AsyncClient` and its sessions: episodes on served environments, exactly once, across lost servers.
 
-Concurrent `step()`s travel together. When a server is lost, its episodes are replayed (seed and actions) on another,
-and the chained digest shows that they are the same episodes. A step that freezes or kills two workers is not tried on
-a third: it is the action that fails.
+Concurrent steps travel together. When a server is lost, its episodes are replayed (seed and actions) on another, and
+the chained digest shows that they are the same. A step that freezes or kills two workers is not tried on a third: it is
+the action that fails.
 """
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -18,131 +19,90 @@ from gymnasium.error import ResetNeeded
 
 from mrlm_envs.core import EnvFault, clean
 from mrlm_envs.serving import envs_pb2 as pb
-from mrlm_envs.serving.client_session import Description, Info, Session, StepTuple
 from mrlm_envs.serving.connection import Access, Connection, ConnectionLost, RemoteError
+from mrlm_envs.serving.protocol import chained_digest
 from mrlm_envs.serving.server_pool import NoServer, ServerPool, split_addresses
-from mrlm_envs.serving.sessions import chained_digest
+
+Info = dict[str, Any]
+StepTuple = tuple[str, float, bool, bool, Info]
 
 _WORKERS = 2  # lost under one step before the action is held to be the cause
 _REPLAY_BYTES = 4 << 20  # of actions in one reset; the rest is stepped
-_COME_BACK = 2.0  # seconds beyond rpc_timeout that a server gets to come back to an episode that cannot be replayed
+_COME_BACK = 2.0  # seconds beyond a call's time-out that a server gets to come back to an episode without replay
 _GARBLED = 0.05  # seconds before a garbled reply is asked for again
-_decode = json.JSONDecoder().decode  # `json.loads` guesses the encoding first
+_POLL = 0.02  # seconds between looks at a server that is to come back
+_TEXTS = {
+    "step_timeout": "The action was stopped",
+    "env_fault": "The environment failed",
+    "env_lost": "The environment was lost",
+}
+_REASONS = {pb.STEP_TIMEOUT: "step_timeout", pb.ENV_FAILED: "env_fault", pb.EPISODE_OVER: "env_lost"}
+
+_decode = json.JSONDecoder().raw_decode  # `json.loads` guesses the encoding first, and skips blanks that are not there
+_jitter = random.Random(int.from_bytes(os.urandom(8), "big"))
 
 
-class _EnvLost(Exception):
-    """The episode cannot be brought back."""
+class _EpisodeEnded(Exception):
+    """The episode does not go on.
 
-
-class _EnvFailed(Exception):
-    """The environment raised."""
-
-
-class _ActionFailed(Exception):
-    """The step takes too long, or ends the process it runs in."""
-
-
-class AsyncClient:
-    """A client of one server or of several equal ones, for use on one event loop.
-
-    Args:
-        address: `host:port`, a list of them, or `dns:///name:port`, which is every address of that name.
-        token: The bearer token; by default the environment variable `MRLM_TOKEN`, if set.
-        tls: Use TLS; implied by the certificates below.
-        tls_ca: Path of PEM certificates to trust instead of the system's.
-        tls_cert: Path of the client's own certificate (mTLS).
-        tls_key: Path of the client's own key (mTLS).
-        connect_timeout: Seconds until a first server has to answer; then the cause of the trouble is raised.
-        rpc_timeout: Seconds without an answer after which a server counts as lost, at most a third of `step_timeout`.
-            Slow steps do not count: a live server answers within two seconds that a step still runs.
-        step_timeout: Seconds for one step or reset, fail-over included.
+    Attributes:
+        reason: "step_timeout" (the action's failure), "env_fault" (the environment raised) or "env_lost".
     """
 
-    def __init__(
-        self,
-        address: str | Sequence[str],
-        *,
-        token: str | None = None,
-        tls: bool = False,
-        tls_ca: str | None = None,
-        tls_cert: str | None = None,
-        tls_key: str | None = None,
-        connect_timeout: float = 5.0,
-        rpc_timeout: float = 10.0,
-        step_timeout: float = 300.0,
-    ) -> None:
-        # Two workers may be lost to one step, and the verdict has to come before its time is over.
-        self.rpc_timeout, self.step_timeout = min(rpc_timeout, max(1.0, step_timeout / 3)), step_timeout
-        access = Access(token or os.environ.get("MRLM_TOKEN") or None, tls, tls_ca, tls_cert, tls_key)
-        connect_timeout = min(connect_timeout, step_timeout)
-        self._servers = ServerPool(split_addresses(address), access, self.rpc_timeout, connect_timeout)
-        self._descriptions: dict[tuple[str, bytes], Description] = {}
-        self._jitter = random.Random(int.from_bytes(os.urandom(8), "big"))
-        self._closing: set[asyncio.Task[None]] = set()
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
-    async def __aenter__(self) -> "AsyncClient":
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+class ClientSession:
+    """One environment on a server; made by `AsyncClient.session`.
 
-    async def close(self) -> None:
-        """Close the channels, after the servers have been notified of closed sessions."""
-        if self._closing:
-            await asyncio.wait(self._closing, timeout=1.0)
-        self._servers.close()
+    Args:
+        client: Whose servers it uses.
+        description: What the environment is like.
+        kwargs: The environment's arguments, as JSON.
 
-    async def describe(self, env_id: str, **kwargs: Any) -> Description:
-        """What the environment is like.
+    Attributes:
+        episode: Number of the episode, from 1.
+        is_open: An episode is under way.
+        actions: Those taken in it.
+        digests: The chained digest after the reset and after each step.
+        connection: The server that has the episode; None when it has to be chosen.
+        is_alive: That server has answered for this episode.
+        worker: The process that has the episode.
+        suspects: Workers that were lost while the current step was under way on them.
+        tried: Addresses of servers that were lost during the current step.
+    """
 
-        Raises:
-            gymnasium.error.Error: If it is not served, or its kwargs or the client's token are refused.
-            EnvFault: If no server answers.
-        """
-        key = env_id, _json(kwargs)
-        if key not in self._descriptions:
-            item = pb.DescribeItem(env_id=env_id, kwargs=key[1])
-            answer = await self._describe(item)
-            self._descriptions[key] = Description(
-                answer.env_id,
-                answer.observation_length,
-                answer.action_length,
-                answer.action_charset,
-                json.loads(answer.metadata),
-                answer.num_tasks if answer.HasField("num_tasks") else None,
-            )
-        return self._descriptions[key]
+    def __init__(self, client: "AsyncClient", description: "pb.Description", kwargs: bytes) -> None:
+        self.client, self.description, self.kwargs = client, description, kwargs
+        self.is_deterministic = bool(json.loads(description.metadata).get("deterministic", True))
+        self.key, self.episode, self.is_open = b"", 0, False
+        self.actions: list[bytes] = []
+        self.digests: list[bytes] = []
+        self.seed, self.options, self.task_id = 0, b"", ""
+        self.connection: Connection | None = None
+        self.is_alive, self.worker = False, b""
+        self.suspects: set[bytes] = set()
+        self.tried: set[str] = set()
 
-    async def _describe(self, item: "pb.DescribeItem") -> "pb.Description":
-        try:
-            async with asyncio.timeout(self.step_timeout):
-                while True:
-                    connection = await self._servers.pick(os.urandom(16))
-                    with contextlib.suppress(ConnectionLost):
-                        answer = await self._ask(connection, "Describe", item)
-                        if answer.HasField("error"):
-                            raise gymnasium.error.Error(answer.error.message)
-                        return answer
-        except (NoServer, TimeoutError) as error:
-            raise EnvFault(str(error) or self._servers.trouble) from None
+    @property
+    def digest(self) -> bytes:
+        """The digest of the newest result; equal for equal episodes."""
+        return self.digests[-1] if self.digests else b""
 
-    async def session(self, env_id: str, **kwargs: Any) -> Session:
-        """A session of the environment; it holds nothing on a server before its first reset.
+    def copy(self, client: "AsyncClient") -> "ClientSession":
+        """A second session in the same state, of `client`, which replays the episode when it is first used."""
+        other = ClientSession(client, self.description, self.kwargs)
+        other.episode, other.is_open = self.episode, self.is_open
+        other.actions, other.digests = list(self.actions), list(self.digests)
+        other.seed, other.options, other.task_id = self.seed, self.options, self.task_id
+        return other
 
-        Raises:
-            gymnasium.error.Error: If the environment is not served, or its kwargs are refused.
-            EnvFault: If no server answers.
-        """
-        description = await self.describe(env_id, **kwargs)
-        return Session(self, description, _json(kwargs))
-
-    async def reset(
-        self, session: Session, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, Info]:
+    async def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, Info]:
         """Begin an episode.
 
         Args:
-            session: From `session()`.
             seed: The episode seed, 0 or more and below 2**64; by default one is drawn here, so that the episode can
                 be replayed.
             options: JSON values for the environment's reset.
@@ -156,43 +116,37 @@ class AsyncClient:
             seed = int.from_bytes(os.urandom(4), "big") >> 1
         elif not 0 <= seed < 2**64:
             raise gymnasium.error.Error(f"seed must be a non-negative integer below 2**64, got {seed!r}")
-        session.is_open, session.episode, session.seed = False, session.episode + 1, seed
-        session.actions, session.digests = [], []
-        session.options = _json(options or {})
-        session.record_result()
-        env_id = session.description.env_id
+        self.is_open, self.episode, self.seed, self.options = False, self.episode + 1, seed, _encode_json(options or {})
+        self.actions, self.digests = [], []
+        self.suspects, self.tried = set(), set()
         try:
-            async with asyncio.timeout(self.step_timeout):
-                result = await self._begin(session)
-        except (NoServer, TimeoutError) as error:
-            raise EnvFault(f"{env_id}: {error or self._servers.trouble}") from None
+            async with asyncio.timeout(self.client.access.step_timeout):
+                result = await self._begin()
+        except (_EpisodeEnded, NoServer, TimeoutError) as error:
+            raise EnvFault(f"{self.description.env_id}: {error or self.client.servers.trouble}") from None
         if result.HasField("error"):
-            raise _refusal(env_id, result.error)
+            raise self._refusal(result.error)
         info = json.loads(result.info)
-        session.is_open, session.digests = True, [result.digest]
-        session.task_id = str(info.get("task_id", ""))
+        self.is_open, self.digests, self.task_id = True, [result.digest], str(info.get("task_id", ""))
         return result.observation, info
 
-    async def _begin(self, session: Session) -> "pb.Result":
+    async def _begin(self) -> "pb.Result":
         """Reset the session on a server, on another one if that is lost."""
         while True:
-            connection = session.connection = await self._pick(session)
-            session.is_alive, session.worker = True, connection.worker
+            connection = self.connection = await self._pick()
+            self.is_alive, self.worker = True, connection.worker
             try:
-                result = await self._attempt(session, connection, "Reset", _reset_item(session))
-                session.worker = connection.worker
-                begun = chained_digest(b"", b"", 0, result.observation, 0.0, 0, result.info)
-                if result.HasField("error") or begun == result.digest:
-                    return result
-                await asyncio.sleep(_GARBLED)
+                result = await self._attempt(connection, "Reset", self._reset_item())
             except ConnectionLost as lost:
-                session.record_loss(lost)
-                if len(session.suspects) >= _WORKERS:
-                    raise NoServer(
-                        f"{len(session.suspects)} servers were lost under one reset; the last: {lost}"
-                    ) from None
+                self.record_loss(lost)
+                continue
+            self.worker = connection.worker
+            begun = chained_digest(b"", b"", 0, result.observation.encode(), 0.0, 0, result.info)
+            if result.HasField("error") or begun == result.digest:
+                return result
+            await asyncio.sleep(_GARBLED)
 
-    async def step(self, session: Session, action: str) -> StepTuple:
+    async def step(self, action: str) -> StepTuple:
         """Take a step. It is taken once, whatever is lost on the way.
 
         A step that the server gives up, or that freezes or kills two workers, is the action's failure: the episode ends
@@ -206,190 +160,173 @@ class AsyncClient:
             TypeError: If `action` is not a `str`.
             RemoteError: If the server refuses the client.
         """
-        (result,) = await self.step_many([session], [action])
-        return result
+        return (await self.client.step_many((self,), (action,)))[0]
 
-    async def step_many(self, sessions: Sequence[Session], actions: Sequence[str]) -> list[StepTuple]:
-        """Take one step in each of several sessions, in one call for each server.
+    async def close(self) -> None:
+        """Close the session."""
+        self.release()
 
-        Raises: see `step`; then no step is taken.
+    def release(self) -> None:
+        """Close the session; its server is notified in the background."""
+        self.is_open = False
+        connection, self.connection = self.connection, None
+        if connection is not None and self.is_alive:
+            self.is_alive = False
+            self.client.notify_close(connection, self.key)
+
+    def encode(self, action: str) -> bytes:
+        """The action as it is sent.
+
+        Raises: see `step`.
         """
-        encoded = [self._encode(session, action) for session, action in zip(sessions, actions)]
-        started = asyncio.get_running_loop().time()
-        sent = [self._send_step(session, action) for session, action in zip(sessions, encoded)]
-        results: list[StepTuple | None] = []
-        late: list[tuple[int, asyncio.Future[StepTuple]]] = []
-        for session, action, future in zip(sessions, encoded, sent):
-            first: pb.Result | ConnectionLost | None = None
-            if future is not None:
-                try:
-                    first = await future
-                except ConnectionLost as lost:
-                    first = lost
-            accepted = self._accept(session, action, first) if isinstance(first, pb.Result) else None
-            if accepted is None:
-                finish = self._finish(session, action, first, started + self.step_timeout)
-                late.append((len(results), asyncio.ensure_future(finish)))
-            results.append(accepted)
-        for index, future in late:
-            results[index] = await future
-        return results  # pyright: ignore[reportReturnType]
-
-    def release(self, session: Session) -> None:
-        """Close a session; its server is notified in the background."""
-        session.is_open = False
-        if session.home is not None:
-            session.home.load -= 1
-            session.home = None
-        connection, session.connection = session.connection, None
-        if connection is not None and session.is_alive:
-            session.is_alive = False
-            task = asyncio.ensure_future(_notify_close(connection, session.key))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
-
-    def _encode(self, session: Session, action: str) -> bytes:
-        if not session.is_open:
-            raise ResetNeeded(f"{session.description.env_id}: the episode is not open; call reset() before step()")
+        if not self.is_open:
+            raise ResetNeeded(f"{self.description.env_id}: the episode is not open; call reset() before step()")
         if not isinstance(action, str):
-            raise TypeError(f"{session.description.env_id}: an action is a str, got {type(action).__name__}")
-        return clean(action[: session.description.action_length]).encode()
+            raise TypeError(f"{self.description.env_id}: an action is a str, got {type(action).__name__}")
+        return clean(action[: self.description.action_length]).encode()
 
-    def _send_step(self, session: Session, action: bytes) -> "asyncio.Future[Any] | None":
+    def send(self, action: bytes) -> "asyncio.Future[pb.Result] | None":
         """Send a step at once, if all is well with the session's server."""
-        connection = session.connection
-        if connection is None or not session.is_alive or connection.is_blocked:
+        connection = self.connection
+        if connection is None or not self.is_alive or connection.is_blocked:
             return None
-        return connection.send("Step", _step_item(session, action), size=len(action))
+        return connection.send("Step", self._step_item(len(self.actions), action))
 
-    def _accept(self, session: Session, action: bytes, result: "pb.Result") -> StepTuple | None:
+    def accept(self, action: bytes, result: "pb.Result") -> StepTuple | None:
         """The step's outcome; None if the result is an error, or its digest shows that it was garbled."""
-        if result.HasField("error"):
-            return None
-        text, reward, info, seq = result.observation, result.reward, result.info, len(session.actions) + 1
+        text, reward, info = result.observation, result.reward, result.info
         terminated, truncated = result.terminated, result.truncated
-        digest = chained_digest(session.digests[-1], action, seq, text, reward, terminated | truncated << 1, info)
+        ends, seq = terminated | truncated << 1, len(self.actions) + 1
+        digest = chained_digest(self.digests[-1], action, seq, text.encode(), reward, ends, info)
         if digest != result.digest:
             return None
-        session.actions.append(action)
-        session.digests.append(digest)
-        session.record_result()
-        if terminated or truncated:
-            session.is_open = False
-        return text, reward, terminated, truncated, _decode(info.decode())
+        self.actions.append(action)
+        self.digests.append(digest)
+        if self.tried:
+            self.suspects, self.tried = set(), set()
+        self.is_open = not ends
+        return text, reward, terminated, truncated, _decode(info.decode())[0]
 
-    async def _finish(self, session: Session, action: bytes, first: Any, deadline: float) -> StepTuple:
+    async def finish(self, action: bytes, result: "pb.Result | None", deadline: float) -> StepTuple:
         """Bring a step to its end that did not go well at once.
 
         Args:
-            session: Whose step it is.
             action: The action.
-            first: What the first attempt gave: an error, a lost connection, or None if there was none.
+            result: An answer that was not accepted, or None.
             deadline: On the event loop's clock.
         """
-        outcome = first
         try:
             async with asyncio.timeout_at(deadline):
                 while True:
-                    if isinstance(outcome, ConnectionLost):
-                        session.record_loss(outcome)
-                        if len(session.suspects) >= _WORKERS:
-                            raise _ActionFailed("it froze or crashed two servers")
-                    elif isinstance(outcome, pb.Result):
-                        if (accepted := self._accept(session, action, outcome)) is not None:
+                    if result is not None:
+                        if (accepted := self.accept(action, result)) is not None:
                             return accepted
-                        await self._handle(session, outcome.error)
+                        await self._handle(result.error)
                     try:
-                        connection = await self._restore(session)
-                        outcome = await self._attempt(session, connection, "Step", _step_item(session, action))
+                        connection = await self._restore()
+                        result = await self._attempt(connection, "Step", self._step_item(len(self.actions), action))
                     except ConnectionLost as lost:
-                        outcome = lost
-        except _ActionFailed as error:
-            return self._end(session, "step_timeout", f"The action was stopped: {error}.")
-        except _EnvFailed as error:
-            return self._end(session, "env_fault", f"The environment failed: {error}")
-        except (_EnvLost, NoServer) as error:
-            return self._end(session, "env_lost", f"The environment was lost: {error}")
+                        result = None
+                        self.record_loss(lost)
+        except _EpisodeEnded as end:
+            return self._end(end.reason, str(end))
+        except NoServer as error:
+            return self._end("env_lost", str(error))
         except TimeoutError:
-            why = f"gave up after {self.step_timeout:g} s; {self._servers.trouble}"
-            return self._end(session, "env_lost", f"The environment was lost: {why}")
+            access = self.client.access
+            return self._end("env_lost", f"gave up after {access.step_timeout:g} s; {self.client.servers.trouble}")
 
-    async def _handle(self, session: Session, error: "pb.Error") -> None:
+    def record_loss(self, lost: ConnectionLost) -> None:
+        """Note that the server was lost under the current step or reset.
+
+        Raises:
+            _EpisodeEnded: If the step is the cause.
+        """
+        connection = self.connection
+        if connection is None or not connection.is_blocked:
+            return  # the call was cut, not the server: it still has the episode
+        self.tried.add(connection.address)
+        if lost.is_suspicious and self.is_alive:
+            self.suspects.add(self.worker)
+        self.is_alive = False
+        if len(self.suspects) >= _WORKERS:
+            raise _EpisodeEnded("step_timeout", f"it froze or crashed {_WORKERS} servers, the last: {lost}")
+
+    async def _handle(self, error: "pb.Error") -> None:
         """Draw the conclusion from a step's error: return to try again, or raise what ends the episode."""
         if error.HasField("retry_after_ms"):
-            await self._pause(error)
+            await _pause(error)
         elif error.code == pb.CODE_UNSPECIFIED:  # no error: the reply was garbled, and the server has kept it
             await asyncio.sleep(_GARBLED)
         elif error.code in (pb.UNKNOWN_SESSION, pb.BAD_SEQ):  # the server does not have the episode: replay it
-            session.is_alive, session.connection = False, None
-            if not session.description.is_deterministic:
-                raise _EnvLost(f"{error.message}; the environment cannot be replayed")
-        elif error.code == pb.STEP_TIMEOUT:
-            raise _ActionFailed(error.message)
-        elif error.code == pb.ENV_FAILED:
-            raise _EnvFailed(error.message)
-        elif error.code == pb.EPISODE_OVER:
-            raise _EnvLost(error.message)
+            self.is_alive, self.connection = False, None
+        elif error.code in _REASONS:
+            raise _EpisodeEnded(_REASONS[error.code], error.message)
         else:
-            raise _refusal(session.description.env_id, error)
+            raise self._refusal(error)
 
-    async def _attempt(self, session: Session, connection: Connection, method: str, item: Any) -> "pb.Result":
+    async def _attempt(self, connection: Connection, method: str, item: Any) -> "pb.Result":
         """Send an item, and wait until it has run; a suspect of another server's loss is sent alone."""
-        if session.suspects:
-            async with connection.suspects:
-                result = await connection.send(method, item, again=True, size=item.ByteSize())
-            if not result.error.HasField("retry_after_ms"):
-                return result
-        return await self._ask(connection, method, item, again=bool(session.suspects))
+        if not self.suspects:
+            return await _ask(connection, method, item)
+        async with connection.suspects:
+            result = await connection.send(method, item, again=True)
+        return (
+            result if not result.error.HasField("retry_after_ms") else await _ask(connection, method, item, again=True)
+        )
 
-    async def _restore(self, session: Session) -> Connection:
+    async def _restore(self) -> Connection:
         """A connection whose server has the episode as we left it, after a replay if need be."""
-        connection = session.connection
-        if connection is not None and session.is_alive and not connection.is_blocked:
+        connection = self.connection
+        if connection is not None and self.is_alive and not connection.is_blocked:
             return connection
-        if not session.description.is_deterministic:
-            return await self._own_server(session)
-        connection = session.connection = await self._pick(session)
-        session.is_alive = False
-        item = _reset_item(session)
-        size, count = 0, 0
-        for action in session.actions:
-            size += len(action)
-            if size > _REPLAY_BYTES:
-                break
-            count += 1
-        item.actions.extend(session.actions[:count])
-        item.digest = session.digests[count]
-        _check_replay(await self._ask(connection, "Reset", item), session.digests[count])
+        if not self.is_deterministic:
+            return await self._own_server()
+        connection = self.connection = await self._pick()
+        self.is_alive = False
+        count = sum(size <= _REPLAY_BYTES for size in itertools.accumulate(map(len, self.actions)))
+        item = self._reset_item()
+        item.actions.extend(self.actions[:count])
+        item.digest = self.digests[count]
+        result = await _ask(connection, "Reset", item)
         worker = connection.worker
-        for seq in range(count, len(session.actions)):
-            step = pb.StepItem(session=session.key, episode=session.episode, seq=seq + 1, action=session.actions[seq])
-            _check_replay(await self._ask(connection, "Step", step), session.digests[seq + 1])
-        session.is_alive, session.worker = True, worker
+        for seq in range(count, len(self.actions) + 1):
+            if result.HasField("error"):
+                raise _EpisodeEnded("env_lost", f"{pb.Code.Name(result.error.code)}: {result.error.message}")
+            if result.digest != self.digests[seq]:
+                raise _EpisodeEnded("env_lost", "the replay gave another digest")
+            if seq < len(self.actions):
+                result = await _ask(connection, "Step", self._step_item(seq, self.actions[seq]))
+        self.is_alive, self.worker = True, worker
         return connection
 
-    async def _own_server(self, session: Session) -> Connection:
+    async def _own_server(self) -> Connection:
         """The server of an episode that cannot be replayed, when it has come back."""
-        connection = session.connection
-        if connection is None:
-            raise _EnvLost("the environment cannot be replayed")
+        connection = self.connection
         try:
-            async with asyncio.timeout(self.rpc_timeout + _COME_BACK):
-                while connection.is_blocked:
-                    await asyncio.sleep(0.02)
+            async with asyncio.timeout(self.client.access.call_timeout + _COME_BACK):
+                while connection is not None and connection.is_blocked:
+                    await asyncio.sleep(_POLL)
         except TimeoutError:
-            raise _EnvLost(f"{connection.trouble}; the environment cannot be replayed") from None
-        session.is_alive = True
+            connection = None
+        if connection is None:
+            raise _EpisodeEnded("env_lost", "its server does not have it any more, and it cannot be replayed")
+        self.is_alive = True
         return connection
 
-    def _end(self, session: Session, reason: str, text: str) -> StepTuple:
+    async def _pick(self) -> Connection:
+        if not self.key:
+            self.key = await self.client.servers.draw()
+        return await self.client.servers.pick(self.key, self.tried)
+
+    def _end(self, reason: str, why: str) -> StepTuple:
         """The last step of an episode that does not go on: the action's failure, or a failure of ours."""
         is_ours = reason != "step_timeout"
-        session.is_open = False
+        self.is_open = False
         info = {
-            "task_id": session.task_id,
-            "seed": session.seed,
-            "turn": session.seq + 1,
+            "task_id": self.task_id,
+            "seed": self.seed,
+            "turn": len(self.actions) + 1,
             "action_valid": True,
             "role": "user",
             "rewards": {},
@@ -397,66 +334,143 @@ class AsyncClient:
             "stop_reason": reason,
             "valid": not is_ours,
         }
-        return text, 0.0, not is_ours, is_ours, info
+        return f"{_TEXTS[reason]}: {why}", 0.0, not is_ours, is_ours, info
 
-    async def _ask(self, connection: Connection, method: str, item: Any, again: bool = False) -> Any:
-        """Send an item until the answer is not "ask again"."""
-        while True:
-            result = await connection.send(method, item, again=again, size=item.ByteSize())
-            if not result.HasField("error") or not result.error.HasField("retry_after_ms"):
-                return result
-            again = result.error.code == pb.STEP_TIMEOUT
-            await self._pause(result.error)
+    def _step_item(self, taken: int, action: bytes) -> "pb.StepItem":
+        return pb.StepItem(session=self.key, episode=self.episode, seq=taken + 1, action=action)
 
-    async def _pause(self, error: "pb.Error") -> None:
-        if error.retry_after_ms:
-            await asyncio.sleep(error.retry_after_ms / 1000 * self._jitter.uniform(0.5, 1.5))
+    def _reset_item(self) -> "pb.ResetItem":
+        return pb.ResetItem(
+            session=self.key,
+            episode=self.episode,
+            env_id=self.description.env_id,
+            kwargs=self.kwargs,
+            seed=self.seed,
+            options=self.options,
+        )
 
-    async def _pick(self, session: Session) -> Connection:
-        if not session.key:
-            session.key, session.home = await self._servers.draw()
-        return await self._servers.pick(session.key, session.tried)
-
-
-def _step_item(session: Session, action: bytes) -> "pb.StepItem":
-    return pb.StepItem(session=session.key, episode=session.episode, seq=len(session.actions) + 1, action=action)
+    def _refusal(self, error: "pb.Error") -> Exception:
+        if error.code == pb.BAD_REQUEST:
+            return ValueError(error.message)
+        if error.code in (pb.ENV_FAILED, pb.STEP_TIMEOUT):
+            return EnvFault(error.message)
+        return gymnasium.error.Error(f"{self.description.env_id}: {pb.Code.Name(error.code)}: {error.message}")
 
 
-def _reset_item(session: Session) -> "pb.ResetItem":
-    return pb.ResetItem(
-        session=session.key,
-        episode=session.episode,
-        env_id=session.description.env_id,
-        kwargs=session.kwargs,
-        seed=session.seed,
-        options=session.options,
-    )
+class AsyncClient:
+    """A client of one server or of several equal ones, for use on one event loop.
+
+    Args:
+        address: `host:port`, a list of them, or `dns:///name:port`, which is every address of that name.
+        **access: `token`, `tls`, `tls_ca`, `tls_cert`, `tls_key`, `connect_timeout`, `rpc_timeout` and
+            `step_timeout`; see `Access`.
+    """
+
+    def __init__(self, address: str | Sequence[str], **access: Any) -> None:
+        self.access = Access(**access)
+        self.servers = ServerPool(split_addresses(address), self.access)
+        self._descriptions: dict[tuple[str, bytes], pb.Description] = {}
+        self._closing: set[asyncio.Future[Any]] = set()
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channels, after the servers have been notified of closed sessions."""
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=1.0)
+        self.servers.close()
+
+    async def describe(self, env_id: str, **kwargs: Any) -> "pb.Description":
+        """What the environment is like; see `envs.proto`.
+
+        Raises:
+            gymnasium.error.Error: If it is not served, or its kwargs or the client's token are refused.
+            EnvFault: If no server answers.
+        """
+        key = env_id, _encode_json(kwargs)
+        try:
+            async with asyncio.timeout(self.access.step_timeout):
+                while key not in self._descriptions:
+                    with contextlib.suppress(ConnectionLost):
+                        connection = await self.servers.pick(os.urandom(16))
+                        answer = await _ask(connection, "Describe", pb.DescribeItem(env_id=env_id, kwargs=key[1]))
+                        if answer.HasField("error"):
+                            raise gymnasium.error.Error(answer.error.message)
+                        self._descriptions[key] = answer
+        except (NoServer, TimeoutError) as error:
+            raise EnvFault(str(error) or self.servers.trouble) from None
+        return self._descriptions[key]
+
+    async def session(self, env_id: str, **kwargs: Any) -> ClientSession:
+        """A session of the environment; it holds nothing on a server before its first reset.
+
+        Raises: see `describe`.
+        """
+        return ClientSession(self, await self.describe(env_id, **kwargs), _encode_json(kwargs))
+
+    async def step_many(self, sessions: Sequence[ClientSession], actions: Sequence[str]) -> list[StepTuple]:
+        """Take one step in each of several sessions, in one call for each server.
+
+        Raises: see `ClientSession.step`; then no step is taken.
+        """
+        encoded = [session.encode(action) for session, action in zip(sessions, actions)]
+        deadline = asyncio.get_running_loop().time() + self.access.step_timeout
+        sent = [session.send(action) for session, action in zip(sessions, encoded)]
+        results: list[StepTuple | None] = []
+        late: list[tuple[int, asyncio.Future[StepTuple]]] = []
+        for session, action, future in zip(sessions, encoded, sent):
+            result = accepted = None
+            if future is not None:
+                try:
+                    result = await future
+                    accepted = session.accept(action, result)
+                except ConnectionLost as lost:
+                    session.record_loss(lost)
+            if accepted is None:
+                late.append((len(results), asyncio.ensure_future(session.finish(action, result, deadline))))
+            results.append(accepted)
+        for index, future in late:
+            results[index] = await future
+        return results  # pyright: ignore[reportReturnType]
+
+    def notify_close(self, connection: Connection, key: bytes) -> None:
+        """Tell a session's server in the background that it is closed."""
+
+        async def notify() -> None:
+            with contextlib.suppress(ConnectionLost, RemoteError):  # the server sweeps idle sessions itself
+                await connection.send("Close", key)
+
+        task = asyncio.ensure_future(notify())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
 
-def _check_replay(result: "pb.Result", digest: bytes) -> None:
-    if result.HasField("error"):
-        raise _EnvLost(f"{pb.Code.Name(result.error.code)}: {result.error.message}")
-    if result.digest != digest:
-        raise _EnvLost("the replay gave another digest")
+async def _ask(connection: Connection, method: str, item: Any, again: bool = False) -> Any:
+    """Send an item until the answer is not "ask again"."""
+    while True:
+        result = await connection.send(method, item, again=again)
+        if not result.error.HasField("retry_after_ms"):
+            return result
+        again = result.error.code == pb.STEP_TIMEOUT
+        await _pause(result.error)
 
 
-def _refusal(env_id: str, error: "pb.Error") -> Exception:
-    if error.code == pb.BAD_REQUEST:
-        return ValueError(error.message)
-    if error.code in (pb.ENV_FAILED, pb.STEP_TIMEOUT):
-        return EnvFault(error.message)
-    return gymnasium.error.Error(f"{env_id}: {pb.Code.Name(error.code)}: {error.message}")
+async def _pause(error: "pb.Error") -> None:
+    if error.retry_after_ms:
+        await asyncio.sleep(error.retry_after_ms / 1000 * _jitter.uniform(0.5, 1.5))
 
 
-async def _notify_close(connection: Connection, key: bytes) -> None:
-    with contextlib.suppress(ConnectionLost, RemoteError):  # the server sweeps idle sessions itself
-        await connection.send("Close", key)
+def _encode_json(value: dict[str, Any]) -> bytes:
+    """Arguments or options as they are sent.
 
-
-def _json(value: dict[str, Any]) -> bytes:
-    if not value:
-        return b""
+    Raises:
+        TypeError: If they are not JSON values.
+    """
     try:
-        return json.dumps(value, sort_keys=True).encode()
+        return json.dumps(value, sort_keys=True).encode() if value else b""
     except (TypeError, ValueError) as error:
         raise TypeError(f"kwargs and options of a remote environment are JSON values: {error}") from None

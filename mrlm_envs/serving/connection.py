@@ -1,11 +1,10 @@
 """One server as a client sees it: a channel, a queue that turns concurrent items into batches, and its state of health.
 
-Everything here runs on one event loop. The channel is gRPC's threaded one: the asyncio one does not survive a fork of
-its process, even where the child never touches it.
+Everything here runs on one event loop, and the calls themselves on threads. The channel is gRPC's threaded one: the
+asyncio one does not survive a fork of its process, even where the child never touches it.
 """
 
 import asyncio
-import contextlib
 import os
 import re
 import threading
@@ -13,6 +12,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,16 @@ import grpc
 import gymnasium
 
 from mrlm_envs.serving import envs_pb2 as pb
+from mrlm_envs.serving.protocol import CALLS, SERVICE
 
 _CALLS = 2  # batches under way per server and method: one is computed while the next is collected
 _PATIENCE = 0.01  # seconds; batches that take longer (slow steps) do not hold up the next ones
 _ITEMS = 1024
+_THREADS = 512  # calls under way at once, as many as a server takes; slow steps wait in theirs
 _BYTES = 1 << 20
 _PROBE = 1.0  # seconds that a lost server has to answer a health check
 _BACKOFF = 0.25, 8.0  # seconds before the first health check of a lost server, doubled up to the second number
 _SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse(status=SERVING)
-_SERVICE = pb.DESCRIPTOR.services_by_name["Environments"].full_name
-_MESSAGES: dict[str, tuple[Any, Any]] = {
-    "Describe": (pb.DescribeRequest, pb.DescribeReply),
-    "Reset": (pb.ResetRequest, pb.ResetReply),
-    "Step": (pb.StepRequest, pb.StepReply),
-    "Close": (pb.CloseRequest, pb.CloseReply),
-}
 _OPTIONS = (
     ("grpc.enable_retries", 0),  # we send again ourselves; gRPC's retries stop, silently, at 256 KiB
     ("grpc.keepalive_time_ms", 10_000),
@@ -61,6 +56,8 @@ _CAUSES = {
     "DEADLINE_EXCEEDED": "it does not answer; check the address, or the server is frozen",
 }
 
+_FATAL = {"UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
+
 _connections: "weakref.WeakSet[Connection]" = weakref.WeakSet()
 _fork_lock = threading.RLock()  # held while a call starts, and across a fork
 
@@ -83,14 +80,18 @@ class RemoteError(gymnasium.error.Error):
 
 @dataclass(frozen=True)
 class Access:
-    """How a client gets in.
+    """How a client reaches its servers.
 
     Attributes:
-        token: The bearer token, or None.
+        token: The bearer token; by default the environment variable `MRLM_TOKEN`, if set.
         tls: Use TLS; implied by the certificates.
         tls_ca: Path of PEM certificates to trust instead of the system's.
         tls_cert: Path of the client's certificate chain (mTLS).
         tls_key: Path of the client's private key (mTLS).
+        connect_timeout: Seconds until a first server has to answer; then the cause of the trouble is raised.
+        rpc_timeout: Seconds without an answer after which a server counts as lost, at most a third of `step_timeout`.
+            Slow steps do not count: a live server answers within two seconds that a step still runs.
+        step_timeout: Seconds for one step or reset, fail-over included.
     """
 
     token: str | None = None
@@ -98,6 +99,14 @@ class Access:
     tls_ca: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+    connect_timeout: float = 5.0
+    rpc_timeout: float = 10.0
+    step_timeout: float = 300.0
+
+    @property
+    def call_timeout(self) -> float:
+        """Seconds of one call: two workers may be lost to one step, and the verdict has to come in its time."""
+        return min(self.rpc_timeout, max(1.0, self.step_timeout / 3))
 
     def channel(self, address: str, host: str | None) -> grpc.Channel:
         """A channel to `address`, whose certificate names `host`."""
@@ -112,7 +121,8 @@ class Access:
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The metadata of every call."""
-        return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
+        token = self.token or os.environ.get("MRLM_TOKEN")
+        return (("authorization", f"Bearer {token}"),) if token else ()
 
 
 class Connection:
@@ -123,83 +133,83 @@ class Connection:
 
     Args:
         address: `host:port`.
-        access: Token and certificates.
         host: The name in the server's certificate, where it is not the address's.
-        timeout: Seconds after which a call without an answer means that the server is lost.
+        access: Token, certificates and deadlines.
 
     Attributes:
         is_blocked: The server was lost and has not recovered yet.
         was_reached: It has answered a call at some time.
         trouble: Why the newest call failed, or "".
         worker: Names the server's process, which tells a restarted worker from its predecessor.
-        load: Sessions that have this connection as their first choice.
         suspects: Held while a step that was under way on a lost server is tried here: one at a time, so that the
             next loss shows which step is the cause.
-        is_closed: It takes no more calls.
     """
 
-    def __init__(self, address: str, access: Access, host: str | None, timeout: float) -> None:
-        self.address, self.timeout = address, timeout
-        self.is_blocked = self.was_reached = self.is_closed = False
-        self.trouble, self.worker, self.load = "", address.encode(), 0
+    def __init__(self, address: str, host: str | None, access: Access) -> None:
+        self.address = address
+        self.is_blocked = self.was_reached = False
+        self.trouble, self.worker = "", address.encode()
         self.suspects = asyncio.Lock()
-        self._access, self._host = access, host
+        self._host, self._access = host, access
         self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="mrlm-call")
         self._channel: grpc.Channel | None = None
+        self._is_closed = False
         self._methods: dict[str, Any] = {}
-        self._calls: set[Any] = set()
+        self._calls: set[object] = set()  # under way
         self._recovery: asyncio.Task[None] | None = None
-        self._queues = {(method, again): _Queue(self, method, again) for method in _MESSAGES for again in (False, True)}
+        self._queues = {(method, again): _Queue(self, method) for method in CALLS for again in (False, True)}
         _connections.add(self)
 
-    def send(self, method: str, item: Any, *, again: bool = False, size: int = 0) -> "asyncio.Future[Any]":
-        """Send one item with whatever else is sent now; the future gives its result or raises.
+    def send(self, method: str, item: Any, *, again: bool = False) -> "asyncio.Future[Any]":
+        """Send one item with whatever else is sent now; the future gives its result, or raises as `call` does.
 
         Args:
             method: "Reset", "Step" or another of the service.
             item: The item's message.
-            again: The item was answered "still running": its call may take long, and holds up no others.
-            size: Bytes of the item, about.
+            again: The item was answered "still running": its call may take long, and must hold up no others.
+
+        Raises:
+            ConnectionLost: If the server is blocked.
+        """
+        if self.is_blocked:
+            raise ConnectionLost(self.trouble)
+        return self._queues[method, again].add(item)
+
+    async def call(self, method: str, items: Sequence[Any], wait_ms: int) -> Sequence[Any]:
+        """One call of the service.
 
         Raises:
             ConnectionLost: If there is no answer.
             RemoteError: If the server refuses the call.
         """
-        if self.is_blocked:
-            lost: asyncio.Future[Any] = self._loop.create_future()
-            _fail(lost, ConnectionLost(self.trouble))
-            return lost
-        return self._queues[method, again].add(item, size)
+        request, reply = CALLS[method]
+        message = request(sessions=items) if method == "Close" else request(items=items)
+        if method in ("Reset", "Step"):
+            message.wait_ms = wait_ms
+        path = f"/{SERVICE}/{method}"
+        try:
+            answer = await self._call(
+                path, message, self._access.call_timeout, request.SerializeToString, reply.FromString
+            )
+        except grpc.RpcError as error:
+            return [self._failure(error)] * len(items)
+        self.was_reached, self.trouble = True, ""
+        if method == "Reset":
+            self.worker = answer.worker or self.worker
+        if len(answer.results) != len(items):
+            raise RemoteError(f"{self.address}: {len(items)} items got {len(answer.results)} results")
+        return answer.results
 
-    async def call(self, method: str, items: Sequence[Any], wait_ms: int = 0) -> Sequence[Any]:
-        """One call; see `send`."""
-        request_class, reply_class = _MESSAGES[method]
-        if method == "Close":
-            request = request_class(sessions=items)
-        elif wait_ms:
-            request = request_class(items=items, wait_ms=wait_ms)
-        else:
-            request = request_class(items=items)
-        call = await self._call(
-            f"/{_SERVICE}/{method}", request, self.timeout, request_class.SerializeToString, reply_class.FromString
-        )
-        status = call.code()
-        if status is grpc.StatusCode.OK:
-            reply = call.result()
-            self.was_reached, self.trouble = True, ""
-            if method == "Reset" and reply.worker:
-                self.worker = reply.worker
-            if len(reply.results) == len(items):
-                return reply.results
-            raise RemoteError(f"{self.address}: {len(items)} items got {len(reply.results)} results")
-        details = call.details() or ""
-        text = f"{self.address}: {status.name}: {details}"
-        if status is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" not in text:
-            error = pb.Error(code=pb.OVERLOADED, message=text, retry_after_ms=100)
-            return [pb.Result(error=error)] * len(items)
-        if status.name in _FATAL:
+    def _failure(self, error: Any) -> "pb.Result":
+        """What a failed call means for its items: try again later, or an exception."""
+        status, details = error.code().name, error.details() or ""
+        text = f"{self.address}: {status}: {details}"
+        if status == "RESOURCE_EXHAUSTED" and "larger than max" not in text:
+            return pb.Result(error=pb.Error(code=pb.OVERLOADED, message=text, retry_after_ms=100))
+        if status in _FATAL:
             raise RemoteError(text)
-        if status is grpc.StatusCode.CANCELLED:  # we hung up ourselves, because the process forks
+        if status == "CANCELLED":  # we hung up ourselves, because the process forks
             raise ConnectionLost(text)
         self.trouble = text + next((f" ({cause})" for words, cause in _CAUSES.items() if re.search(words, text)), "")
         self._block()
@@ -207,31 +217,27 @@ class Connection:
         raise ConnectionLost(self.trouble, is_suspicious=not is_innocent)
 
     async def _call(self, path: str, request: Any, timeout: float, serialize: Any, deserialize: Any) -> Any:
-        """Make a call of the threaded channel, and wait for its end on the event loop."""
-        future: asyncio.Future[None] = self._loop.create_future()
-        with _fork_lock:
-            if self.is_closed:
-                raise RemoteError(f"{self.address}: the client is closed")
-            if self._channel is None:
-                self._channel = self._access.channel(self.address, self._host)
-                self._methods = {}
-            if path not in self._methods:
-                self._methods[path] = self._channel.unary_unary(path, serialize, deserialize)
-            call: Any = self._methods[path].future(request, timeout, self._access.metadata)
-            self._calls.add(call)
-        call.add_done_callback(lambda _: self._wake(future))
-        try:
-            await future
-        finally:
-            if not call.done():
-                call.cancel()
-            self._calls.discard(call)
-        return call
+        """Make a blocking call on a thread: a call's own future costs two thread switches more."""
 
-    def _wake(self, future: "asyncio.Future[None]") -> None:
-        """On a thread of gRPC's."""
-        with contextlib.suppress(RuntimeError):  # the loop has been closed
-            self._loop.call_soon_threadsafe(_set, future)
+        def call() -> Any:
+            token = object()
+            with _fork_lock:
+                if self._channel is None:
+                    self._channel, self._methods = self._access.channel(self.address, self._host), {}
+                if path not in self._methods:
+                    self._methods[path] = self._channel.unary_unary(path, serialize, deserialize)
+                method = self._methods[path]
+                self._calls.add(token)
+            try:
+                return method(request, timeout, self._access.metadata)
+            except ValueError as error:  # the channel was closed a moment ago, because the process forks
+                raise ConnectionLost(str(error)) from None
+            finally:
+                self._calls.discard(token)
+
+        if self._is_closed:
+            raise RemoteError(f"{self.address}: the client is closed")
+        return await self._loop.run_in_executor(self._threads, call)
 
     def _block(self) -> None:
         """Avoid the server until it is healthy; what has not been sent to it yet goes elsewhere at once."""
@@ -243,16 +249,16 @@ class Connection:
 
     async def _recover(self) -> None:
         wait, longest = _BACKOFF
-        while self.is_blocked and not self.is_closed:
+        while self.is_blocked and not self._is_closed:
             await asyncio.sleep(wait)
             wait = min(2 * wait, longest)
-            with contextlib.suppress(RemoteError):
-                call = await self._call("/grpc.health.v1.Health/Check", b"", _PROBE, None, None)
-                status = call.code()
-                if status is grpc.StatusCode.UNIMPLEMENTED or (
-                    status is grpc.StatusCode.OK and call.result() == _SERVING
-                ):
-                    self.is_blocked = False
+            try:
+                answer = await self._call("/grpc.health.v1.Health/Check", b"", _PROBE, None, None)
+                self.is_blocked = answer != _SERVING
+            except grpc.RpcError as error:
+                self.is_blocked = error.code() is not grpc.StatusCode.UNIMPLEMENTED  # pyright: ignore[reportAttributeAccessIssue]
+            except (ConnectionLost, RemoteError):
+                continue
 
     def close(self, patience: float = 0.0) -> None:
         """Close the channel; calls under way end as lost. On any thread; the next call opens it again."""
@@ -261,33 +267,32 @@ class Connection:
                 self._channel.close()
                 self._channel = None
                 end = time.monotonic() + patience
-                while time.monotonic() < end and not all(call.done() for call in self._calls):
+                while self._calls and time.monotonic() < end:
                     time.sleep(0.001)
 
     def close_for_good(self) -> None:
         """Close the channel, and take no more calls."""
-        self.is_closed = True
+        self._is_closed = True
         if self._recovery is not None:
             self._recovery.cancel()
         self.close()
+        self._threads.shutdown(wait=False)
 
 
 class _Queue:
     """Items of one method, gathered into batches."""
 
-    def __init__(self, connection: Connection, method: str, again: bool) -> None:
+    def __init__(self, connection: Connection, method: str) -> None:
         self._connection, self._method = connection, method
-        self._limit = 1_000_000 if again else _CALLS
-        self._items: deque[tuple[Any, asyncio.Future[Any], int]] = deque()
-        self._open = 0
+        self._items: deque[tuple[Any, asyncio.Future[Any]]] = deque()
+        self._calls: set[object] = set()  # those under way that are waited for
         self._is_due = False
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    def add(self, item: Any, size: int) -> "asyncio.Future[Any]":
+    def add(self, item: Any) -> "asyncio.Future[Any]":
         future = self._loop.create_future()
-        self._items.append((item, future, size))
-        if not self._is_due and self._open < self._limit:
+        self._items.append((item, future))
+        if not self._is_due:
             self._is_due = True
             self._loop.call_soon(self._flush)
         return future
@@ -298,58 +303,36 @@ class _Queue:
 
     def _flush(self) -> None:
         self._is_due = False
-        while self._items and self._open < self._limit:
+        while self._items and len(self._calls) < _CALLS:
             batch: list[tuple[Any, asyncio.Future[Any]]] = []
-            total = 0
-            while self._items and len(batch) < _ITEMS:
-                total += self._items[0][2]
-                if batch and total > _BYTES:
-                    break
-                item, future, _ = self._items.popleft()
+            size = 0
+            while self._items and len(batch) < _ITEMS and size < _BYTES:
+                item, future = self._items.popleft()
                 if not future.done():  # not cancelled
                     batch.append((item, future))
+                    size += len(item) if isinstance(item, bytes) else item.ByteSize()
             if batch:
-                self._open += 1
-                task = self._loop.create_task(self._send(batch))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                call = self._loop.create_task(self._send(batch))
+                self._calls.add(call)
+                call.add_done_callback(self._release)
+                self._loop.call_later(_PATIENCE, self._release, call)
+
+    def _release(self, call: object) -> None:
+        """Hold up the next batches no longer."""
+        if call in self._calls:
+            self._calls.discard(call)
+            self._flush()
 
     async def _send(self, batch: "list[tuple[Any, asyncio.Future[Any]]]") -> None:
-        is_open = True
-
-        def release() -> None:
-            nonlocal is_open
-            if is_open:
-                is_open = False
-                self._open -= 1
-                self._flush()
-
-        timer = self._loop.call_later(_PATIENCE, release)
-        wait_ms = int(1000 * _PATIENCE) if self._method in ("Reset", "Step") else 0
         try:
-            results = await self._connection.call(self._method, [item for item, _ in batch], wait_ms)
-        except (ConnectionLost, RemoteError) as error:
+            results = await self._connection.call(self._method, [item for item, _ in batch], int(1000 * _PATIENCE))
+        except Exception as error:
             for _, future in batch:
                 _fail(future, error)
-        except BaseException as error:
-            for _, future in batch:
-                _fail(future, ConnectionLost(repr(error)))
-            raise
-        else:
-            for (_, future), result in zip(batch, results):
-                if not future.done():
-                    future.set_result(result)
-        finally:
-            timer.cancel()
-            release()
-
-
-_FATAL = {"UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
-
-
-def _set(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)
+            return
+        for (_, future), result in zip(batch, results):
+            if not future.done():
+                future.set_result(result)
 
 
 def _fail(future: "asyncio.Future[Any]", error: Exception) -> None:
@@ -365,14 +348,10 @@ def _before_fork() -> None:
         connection.close(patience=1.0)
 
 
-def _after_in_parent() -> None:
-    _fork_lock.release()
-
-
 def _after_in_child() -> None:
     global _fork_lock
     _fork_lock = threading.RLock()
     _connections.clear()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=lambda: _fork_lock.release(), after_in_child=_after_in_child)

@@ -11,8 +11,8 @@ from typing import Any
 
 import gymnasium
 
-from mrlm_envs.serving.processes import die_with_parent
-from mrlm_envs.serving.sessions import ActionFailed, plain
+from mrlm_envs.serving.protocol import ActionFailed, plain
+from mrlm_envs.serving.worker import die_with_parent
 from mrlm_envs.spaces import Unicode
 
 _context = multiprocessing.get_context("forkserver")
@@ -40,10 +40,10 @@ class IsolatedEnv(gymnasium.Env[str, str]):
     def __init__(self, make_id: str, kwargs: dict[str, Any], timeout: float) -> None:
         self._timeout = timeout
         self._pipe, theirs = _context.Pipe()
-        self._process = _context.Process(target=_serve, args=(theirs, make_id, kwargs))
+        self._process = _context.Process(target=_serve, args=(theirs,))
         self._process.start()
         theirs.close()
-        about = self._receive()  # the child's first message, when it has made the environment
+        about = self._ask("make", {"id": make_id, **kwargs})
         self.metadata, self.num_tasks = about["metadata"], about["num_tasks"]  # pyright: ignore[reportAttributeAccessIssue]
         self.observation_space = Unicode(about["observation_length"])
         self.action_space = Unicode(about["action_length"])
@@ -67,44 +67,40 @@ class IsolatedEnv(gymnasium.Env[str, str]):
         self._pipe.close()
 
     def _ask(self, method: str, arguments: dict[str, Any]) -> Any:
-        self._pipe.send_bytes(json.dumps([method, arguments]).encode())
-        return self._receive()
-
-    def _receive(self) -> Any:
-        if not self._pipe.poll(self._timeout):
-            self._process.kill()
-            raise ActionFailed(f"gave up after {self._timeout:g} s")
         try:
+            self._pipe.send_bytes(json.dumps([method, arguments]).encode())
+            if not self._pipe.poll(self._timeout):
+                self._process.kill()
+                raise ActionFailed(f"gave up after {self._timeout:g} s")
             kind, value = json.loads(self._pipe.recv_bytes())
         except (EOFError, OSError):
             self._process.join(1.0)
             raise ActionFailed(f"the step ended its process (exit code {self._process.exitcode})") from None
-        if kind == "refused":
-            raise ValueError(value)
-        if kind == "failed":
-            raise RuntimeError(value)
+        if kind != "ok":
+            raise (ValueError if kind == "refused" else RuntimeError)(value)
         return value
 
 
-def _serve(pipe: Connection, make_id: str, kwargs: dict[str, Any]) -> None:
-    """The child's side: make the environment, and do what the parent asks until the pipe closes."""
+def _make(id: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """The environment, and what the parent has to know of it."""
+    env = gymnasium.make(id, disable_env_checker=True, **kwargs)
+    inner, observation, action = env.unwrapped, env.observation_space, env.action_space
+    lengths = {"observation_length": observation.max_length, "action_length": action.max_length}  # pyright: ignore[reportAttributeAccessIssue]
+    return env, {"metadata": inner.metadata, "num_tasks": getattr(inner, "num_tasks", None), **lengths}
+
+
+def _serve(pipe: Connection) -> None:
+    """The child's side: do what the parent asks until the pipe closes."""
     die_with_parent()
     import mrlm_envs  # noqa: F401  (registers the built-in environments)
 
     env: Any = None
     while True:
         try:
-            if env is None:
-                env = gymnasium.make(make_id, disable_env_checker=True, **kwargs)
-                inner: Any = env.unwrapped
-                value: Any = {
-                    "metadata": inner.metadata,
-                    "num_tasks": getattr(inner, "num_tasks", None),
-                    "observation_length": env.observation_space.max_length,
-                    "action_length": env.action_space.max_length,
-                }
+            method, arguments = json.loads(pipe.recv_bytes())
+            if method == "make":
+                env, value = _make(**arguments)
             else:
-                method, arguments = json.loads(pipe.recv_bytes())
                 value = getattr(env, method)(**arguments)
             answer = "ok", plain(value)
         except EOFError:
@@ -114,5 +110,3 @@ def _serve(pipe: Connection, make_id: str, kwargs: dict[str, Any]) -> None:
         except BaseException as error:  # an environment may even call sys.exit
             answer = "failed", f"{type(error).__name__}: {error}"
         pipe.send_bytes(json.dumps(answer).encode())
-        if env is None:
-            return

@@ -3,12 +3,12 @@
 import datetime
 import json
 import logging
-import traceback
 from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
 BUCKETS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # seconds
+_NAMES = {"worker", "pid", "tenant", "session", "env", "task"}
 
 
 class Metrics:
@@ -60,13 +60,11 @@ class JsonFormatter(logging.Formatter):
         """The line."""
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
         line = {"time": time, "level": record.levelname.lower(), "message": record.getMessage()}
-        for name in ("worker", "pid", "tenant", "session", "env", "task"):
-            if hasattr(record, name):
-                line[name] = getattr(record, name)
+        line |= {name: value for name, value in vars(record).items() if name in _NAMES}
         if record.exc_info and record.exc_info[1] is not None:
             line["error"] = repr(record.exc_info[1])
             if record.name.startswith("mrlm"):  # gRPC's are about what strangers sent
-                line["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
+                line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line)
 
 

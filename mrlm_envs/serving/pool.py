@@ -1,6 +1,6 @@
-"""Threads that run jobs: one while jobs are quick, more as soon as jobs wait on something.
+"""Threads that run work: one while it is quick, more as soon as it waits on something.
 
-Python threads that all compute only fight for the interpreter's lock, so one thread runs a whole batch of quick steps.
+Python threads that all compute only fight for the interpreter's lock, so one thread runs a whole batch of quick works.
 While work is queued, a monitor wakes more threads when none has finished lately: a step that computes for seconds must
 not hold up the rest, and steps that wait for a sandbox or an endpoint are to wait at the same time.
 """
@@ -15,37 +15,30 @@ from concurrent.futures import ThreadPoolExecutor
 from mrlm_envs.serving.sessions import Work
 
 _MONITOR = 0.002  # seconds between looks at a queue that is not empty
-_SLOW = 1e-3  # seconds; a job slower than this is announced at once
+_ANNOUNCE = 1e-3  # seconds after which a busy thread announces what it has finished
 
 
 class Pool:
-    """Runs jobs on threads; owned by one event loop, on which all methods must be called.
+    """Runs works on threads; owned by one event loop, on which all methods must be called.
 
     Args:
-        threads: The most threads that run jobs at once.
-        on_progress: Called on the loop after jobs have finished.
-        on_started: Called on the job's thread with the job, before it runs.
-        on_finished: Called on the job's thread with the job and its seconds.
+        threads: The most threads that run works at once.
+        on_progress: Called on the loop after works have finished.
+        run: Runs a work, on whichever thread.
 
     Attributes:
-        lost: Threads in jobs that were given up.
+        lost: Threads in works that were given up.
     """
 
-    def __init__(
-        self,
-        threads: int,
-        on_progress: Callable[[], None],
-        on_started: Callable[[Work], None],
-        on_finished: Callable[[Work, float], None],
-    ) -> None:
-        self.threads = threads
-        self.queue: deque[Work] = deque()
+    def __init__(self, threads: int, on_progress: Callable[[], None], run: Callable[[Work], None]) -> None:
         self.lost = 0
+        self._threads, self._on_progress, self._run = threads, on_progress, run
         self._loop = asyncio.get_running_loop()
-        self._on_progress, self._on_started, self._on_finished = on_progress, on_started, on_finished
         self._executor = ThreadPoolExecutor(2 * threads, thread_name_prefix="mrlm-step")
+        self._queue: deque[Work] = deque()
         self._running: dict[int, Work] = {}
-        self._lock = threading.Lock()  # guards all of the following, and the queue
+        self._lock = threading.Condition()  # guards all of the following, and the queue
+        self._is_awaited = False  # the loop waits on the lock
         self._active = 0
         self._finished = 0
         self._is_monitored = False
@@ -53,34 +46,33 @@ class Pool:
     @property
     def busy(self) -> int:
         """Jobs queued or running, those given up left out."""
-        return len(self.queue) + len(self._running) - self.lost
+        return len(self._queue) + len(self._running) - self.lost
 
-    def submit(self, jobs: Sequence[Work], patience: float = 0.0) -> None:
-        """Queue jobs, in order, and block the loop for at most `patience` seconds until they are done."""
-        latch = jobs[-1].latch = threading.Lock() if patience else None
-        if latch is not None:
-            latch.acquire()
+    def submit(self, works: Sequence[Work], patience: float = 0.0) -> None:
+        """Queue works, in order, and block the loop for at most `patience` seconds until they are done."""
         with self._lock:
-            self.queue.extend(jobs)
+            self._queue.extend(works)
             if not self._active:
                 self._wake()
-        if latch is not None:
-            if latch.acquire(timeout=patience):
-                return
-            with self._lock:
-                jobs[-1].latch = None  # its end is announced
-        self._watch()
+            if patience:
+                self._is_awaited = True
+                self._lock.wait_for(lambda: works[-1].done, patience)
+                self._is_awaited = False
+        if patience:
+            self._on_progress()  # of other works, whose threads have not announced it
+        if self._queue:
+            self._watch()
 
     def give_up(self, seconds: float) -> list[Work]:
-        """Give up, and return, jobs that have run for longer than `seconds`; their threads run on until they end."""
+        """Give up, and return, works that have run for longer than `seconds`; their threads run on until they end."""
         before = time.monotonic() - seconds
         with self._lock:
-            late = [job for job in self._running.values() if job.started < before and not job.done and not job.given_up]
-            for job in late:
-                job.given_up = True
+            late = [work for work in self._running.values() if work.started < before and not work.is_settled]
+            for work in late:
+                work.given_up = True
             self.lost += len(late)
             self._active -= len(late)
-            if self.queue and not self._active:
+            if self._queue and not self._active:
                 self._wake()
         if late:
             self._on_progress()
@@ -91,11 +83,11 @@ class Pool:
         self._executor.submit(function)
 
     def close(self) -> None:
-        """Let idle threads end; running jobs are not interrupted."""
+        """Let idle threads end; running works are not interrupted."""
         self._executor.shutdown(wait=False)
 
     def _wake(self) -> None:
-        if self._active + self.lost < 2 * self.threads:  # else the queue waits for a thread that comes back
+        if self._active + self.lost < 2 * self._threads:  # else the queue waits for a thread that comes back
             self._active += 1
             self._executor.submit(self._drain)
 
@@ -106,40 +98,36 @@ class Pool:
 
     def _monitor(self, finished: int) -> None:
         self._is_monitored = False
-        if not self.queue:
+        if not self._queue:
             return
         with self._lock:
             if self._finished == finished:
-                for _ in range(max(1, min(self._active, len(self.queue)))):
-                    if self._active < self.threads:
+                for _ in range(max(1, min(self._active, len(self._queue)))):
+                    if self._active < self._threads:
                         self._wake()
         self._watch()
 
     def _drain(self) -> None:
-        thread, is_news = threading.get_ident(), False
+        """Run queued works until there is none."""
+        thread, announced = threading.get_ident(), time.monotonic()
         while True:
             with self._lock:
-                if not self.queue:
+                if not self._queue:
                     self._active -= 1
+                    if self._is_awaited:
+                        return self._lock.notify()
                     break
-                job = self._running[thread] = self.queue.popleft()
-                job.started = start = time.monotonic()
-            self._on_started(job)
-            job.run()
-            seconds = time.monotonic() - start
+                work = self._running[thread] = self._queue.popleft()
+                work.started = time.monotonic()
+            self._run(work)
             with self._lock:
                 del self._running[thread]
                 self._finished += 1
-                latch = job.latch
-                if job.given_up:
+                if work.given_up:
                     self.lost -= 1
                     self._active += 1
-            if latch is not None:
-                latch.release()  # the loop waits for it
-            is_news |= latch is None
-            self._on_finished(job, seconds)
-            if is_news and (job.ends_batch or seconds > _SLOW) and self.queue:
+            now = time.monotonic()
+            if now > announced + _ANNOUNCE:
                 self._loop.call_soon_threadsafe(self._on_progress)
-                is_news = False
-        if is_news:
-            self._loop.call_soon_threadsafe(self._on_progress)
+                announced = now
+        self._loop.call_soon_threadsafe(self._on_progress)

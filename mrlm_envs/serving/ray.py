@@ -5,7 +5,6 @@ another. Needs `pip install ray`; nothing here is imported without `--ray`.
 """
 
 import asyncio
-import dataclasses
 import importlib
 import signal
 import sys
@@ -58,12 +57,8 @@ def start(settings: Settings, count: int, **options: Any) -> list[Any]:
     if not settings.port:
         raise Refused("--ray needs fixed ports: pass --port")
     actor = ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=1)(_Actor)
-    actors = []
-    for index in range(count):
-        metrics_port = settings.metrics_port and settings.metrics_port + index
-        own = dataclasses.replace(settings, port=settings.port + index, metrics_port=metrics_port)
-        actors.append(actor.options(**options).remote(own) if options else actor.remote(own))
-    return actors
+    actor = actor.options(**options) if options else actor
+    return [actor.remote(settings.shifted(index)) for index in range(count)]
 
 
 def serve(settings: Settings) -> int:

@@ -11,40 +11,40 @@ sends one call a step. An instance may cross a fork: the child's copy goes on in
 import asyncio
 import atexit
 import contextlib
+import json
 import os
 import threading
 import weakref
 from collections.abc import Coroutine, Sequence
-from inspect import signature
+from dataclasses import asdict, fields
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Text
-from gymnasium.vector import AutoresetMode
 
 from mrlm_envs.core import clean
-from mrlm_envs.serving.client import AsyncClient
-from mrlm_envs.serving.client_session import Info, Session, StepTuple
+from mrlm_envs.serving.client import AsyncClient, ClientSession, Info, StepTuple
+from mrlm_envs.serving.connection import Access
 from mrlm_envs.serving.server_pool import split_addresses
 from mrlm_envs.spaces import Unicode
 from mrlm_envs.vector import TextVectorEnv
 
 T = TypeVar("T")
-_ACCESS = tuple(signature(AsyncClient).parameters)[1:]  # all but the address
+_ACCESS = {field.name for field in fields(Access)}
 
 
 class RemoteEnv(gymnasium.Env[str, str]):
     """An environment on a server, or on any of several equal ones.
 
-    An episode whose server is lost goes on on another, by replay; `AsyncClient.step` says how an episode ends that
+    An episode whose server is lost goes on on another, by replay; `ClientSession.step` says how an episode ends that
     cannot, and what becomes of a step that never ends.
 
     Args:
         address: `host:port`, several with commas or in a list, or `dns:///name:port`.
         env_id: The environment's name on the server, `mrlm/Math-v0` or `math`.
         render_mode: "ansi" makes `render()` return the conversation so far.
-        **kwargs: Arguments of `AsyncClient` (`token`, `tls`, `tls_ca`, `tls_cert`, `tls_key`, `connect_timeout`,
+        **kwargs: Fields of `Access` (`token`, `tls`, `tls_ca`, `tls_cert`, `tls_key`, `connect_timeout`,
             `rpc_timeout`, `step_timeout`), and those of the environment's own that the server allows.
 
     Raises:
@@ -60,17 +60,13 @@ class RemoteEnv(gymnasium.Env[str, str]):
         if render_mode not in (None, "ansi"):
             raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
         self.render_mode = render_mode
-        self._access = {name: kwargs.pop(name) for name in _ACCESS if name in kwargs}
-        self._addresses = split_addresses(address)
+        access = Access(**{name: kwargs.pop(name) for name in _ACCESS if name in kwargs})
+        self._address = split_addresses(address), access
         self._lock = threading.Lock()
-        self._pid = os.getpid()
-        client = self._client()
-        self._session = _run(client.session(env_id, **kwargs))
-        self._finalizer = weakref.finalize(self, _release, self._session, self._pid)
-        self._finalizer.atexit = False
+        self._hold(_run(_current().client(*self._address).session(env_id, **kwargs)))
         about = self._session.description
-        self.metadata = {**about.metadata, "render_modes": ["ansi"], "expert": None}  # pyright: ignore[reportAttributeAccessIssue]
-        self.num_tasks = about.num_tasks
+        self.metadata = {**json.loads(about.metadata), "render_modes": ["ansi"], "expert": None}  # pyright: ignore[reportAttributeAccessIssue]
+        self.num_tasks = about.num_tasks if about.HasField("num_tasks") else None
         self.observation_space = Unicode(about.observation_length)
         if about.action_charset:
             self.action_space = Text(about.action_length, min_length=0, charset=about.action_charset)
@@ -101,9 +97,9 @@ class RemoteEnv(gymnasium.Env[str, str]):
             ValueError: If the environment refuses the options.
             EnvFault: If the environment fails, or no server answers in time.
         """
+        session = self._own()
         with self._lock:
-            client, seed = self._client(), self._draw(seed)
-            return self._began(*_run(client.reset(self._session, seed=seed, options=options)))
+            return self._began(*_run(session.reset(seed=self._draw(seed), options=options)))
 
     def step(self, action: str) -> StepTuple:
         """Take one turn; it is taken once, whatever is lost on the way.
@@ -112,9 +108,9 @@ class RemoteEnv(gymnasium.Env[str, str]):
             gymnasium.error.ResetNeeded: Before `reset` or after the end of the episode.
             TypeError: If `action` is not a `str`.
         """
+        session = self._own()
         with self._lock:
-            client = self._client()
-            return self._acted(action, _run(client.step(self._session, action)))
+            return self._acted(action, _run(session.step(action)))
 
     def render(self) -> str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The conversation so far under `render_mode="ansi"`, else None."""
@@ -127,17 +123,20 @@ class RemoteEnv(gymnasium.Env[str, str]):
         """Close the session."""
         self._finalizer()
 
-    def _client(self) -> AsyncClient:
-        """The process's client; after a fork, the session moves to the child's."""
-        client = _client(self._addresses, self._access)
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
+    def _hold(self, session: ClientSession) -> None:
+        """Make `session` this environment's, to be closed with it."""
+        self._session = session
+        self._finalizer = weakref.finalize(self, _release, session)
+        self._finalizer.atexit = False
+
+    def _own(self) -> ClientSession:
+        """The session; after a fork, a copy of it that belongs to the child's client."""
+        client = _current().client(*self._address)
+        if self._session.client is not client:
             self._lock = threading.Lock()  # another thread of the parent's may hold the inherited one
             self._finalizer.detach()
-            self._session = self._session.copy(client)
-            self._finalizer = weakref.finalize(self, _release, self._session, self._pid)
-            self._finalizer.atexit = False
-        return client
+            self._hold(self._session.copy(client))
+        return self._session
 
     def _draw(self, seed: int | None) -> int:
         if seed is not None and (not isinstance(seed, int | np.integer) or seed < 0):
@@ -162,41 +161,22 @@ class RemoteVectorEnv(TextVectorEnv):
 
     Args:
         num_envs: How many members, at least 1.
-        autoreset_mode: As for `TextVectorEnv`: off by default.
-        max_episode_steps: Truncate a member's episode after that many steps.
-        **kwargs: See `RemoteEnv`.
+        **kwargs: See `RemoteEnv`; and `autoreset_mode` and `max_episode_steps` of `TextVectorEnv`.
     """
 
     envs: list[RemoteEnv]  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.DISABLED,
-        max_episode_steps: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            RemoteEnv,  # pyright: ignore[reportArgumentType]
-            num_envs,
-            autoreset_mode=autoreset_mode,
-            max_episode_steps=max_episode_steps,
-            **kwargs,
-        )
+    def __init__(self, num_envs: int = 1, **kwargs: Any) -> None:
+        super().__init__(RemoteEnv, num_envs, **kwargs)  # pyright: ignore[reportArgumentType]
 
     def _begin(
         self, indices: Sequence[int], seeds: Sequence[int | None], options: dict[str, Any] | None
     ) -> list[tuple[str, Info]]:
         members = [self.envs[i] for i in indices]
-        clients = [member._client() for member in members]
-        drawn = [member._draw(seed) for member, seed in zip(members, seeds)]
+        drawn = [(member._own(), member._draw(seed)) for member, seed in zip(members, seeds)]
 
         async def reset_all() -> list[Any]:
-            calls = [
-                client.reset(member._session, seed=seed, options=options)
-                for client, member, seed in zip(clients, members, drawn)
-            ]
+            calls = (session.reset(seed=seed, options=options) for session, seed in drawn)
             return await asyncio.gather(*calls, return_exceptions=True)
 
         results = _run(reset_all()) if members else []
@@ -209,8 +189,8 @@ class RemoteVectorEnv(TextVectorEnv):
         members = [self.envs[i] for i in indices]
         if not members:
             return []
-        clients = [member._client() for member in members]
-        results = _run(clients[0].step_many([member._session for member in members], actions))
+        sessions = [member._own() for member in members]
+        results = _run(sessions[0].client.step_many(sessions, actions))
         return [member._acted(action, result) for member, action, result in zip(members, actions, results)]
 
 
@@ -218,13 +198,17 @@ class _Background:
     """The process's client loop, on a thread of its own."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
         self.loop = asyncio.new_event_loop()
-        self.clients: dict[tuple[Any, ...], AsyncClient] = {}
+        self.clients: dict[tuple[tuple[str, ...], Access], AsyncClient] = {}
         threading.Thread(target=self.loop.run_forever, daemon=True, name="mrlm-client").start()
 
+    def client(self, addresses: tuple[str, ...], access: Access) -> AsyncClient:
+        """The one client of these servers."""
+        key = addresses, access
+        return self.clients.get(key) or self.clients.setdefault(key, AsyncClient(addresses, **asdict(access)))
+
     def close(self) -> None:
-        if self.pid == os.getpid() and self.loop.is_running():
+        if self is _background:  # not in a child
             for client in self.clients.values():
                 with contextlib.suppress(TimeoutError):
                     asyncio.run_coroutine_threadsafe(client.close(), self.loop).result(2.0)
@@ -237,29 +221,19 @@ _background_lock = threading.Lock()
 
 def _current() -> _Background:
     global _background
-    if _background is None or _background.pid != os.getpid():
-        with _background_lock:
-            if _background is None or _background.pid != os.getpid():
-                _background = _Background()
-                atexit.register(_background.close)
-    return _background
+    with _background_lock:
+        if _background is None:
+            _background = _Background()
+            atexit.register(_background.close)
+        return _background
 
 
 def _after_fork_in_child() -> None:
-    global _background_lock
-    _background_lock = threading.Lock()
+    global _background, _background_lock
+    _background, _background_lock = None, threading.Lock()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _client(addresses: tuple[str, ...], access: dict[str, Any]) -> AsyncClient:
-    background = _current()
-    key = (addresses, *sorted(access.items()), os.environ.get("MRLM_TOKEN"))
-    client = background.clients.get(key)
-    if client is None:
-        client = background.clients.setdefault(key, AsyncClient(addresses, **access))
-    return client
 
 
 def _run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -272,7 +246,8 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def _release(session: Session, pid: int) -> None:
+def _release(session: ClientSession) -> None:
+    """Close a session of this process, on its loop."""
     background = _background
-    if pid == os.getpid() and background is not None and background.pid == pid and background.loop.is_running():
-        background.loop.call_soon_threadsafe(session.client.release, session)
+    if background is not None and session.client in background.clients.values() and background.loop.is_running():
+        background.loop.call_soon_threadsafe(session.release)

@@ -24,14 +24,12 @@ class ServerPool:
 
     Args:
         addresses: `host:port`, or `dns:///name:port` for every address of that name.
-        access: Token and certificates.
-        rpc_timeout: Seconds without an answer after which a server counts as lost.
-        connect_timeout: Seconds until the first server has to answer.
+        access: Token, certificates and deadlines.
     """
 
-    def __init__(self, addresses: Sequence[str], access: Access, rpc_timeout: float, connect_timeout: float) -> None:
-        self.addresses = addresses
-        self._access, self._rpc_timeout, self._connect_timeout = access, rpc_timeout, connect_timeout
+    def __init__(self, addresses: Sequence[str], access: Access) -> None:
+        self.addresses, self._access = addresses, access
+        self._drawn = 0
         self._by_address: dict[str, Connection] = {}
         self._connections: list[Connection] = []
         self._resolved_at = float("-inf")
@@ -46,31 +44,27 @@ class ServerPool:
         Raises:
             NoServer: If no server has ever answered, and none does within `connect_timeout`.
         """
-        started = time.monotonic()
+        end = time.monotonic() + min(self._access.connect_timeout, self._access.step_timeout)
         while True:
             await self._resolve()
             free = [one for one in self._connections if not one.is_blocked]
             if free:
                 return _favourite(key, [one for one in free if one.address not in tried] or free)
             was_reached = any(one.was_reached for one in self._by_address.values())
-            if not was_reached and time.monotonic() > started + self._connect_timeout:
+            if not was_reached and time.monotonic() > end:
                 raise NoServer(self.trouble)
             await asyncio.sleep(_POLL)
 
-    async def draw(self) -> tuple[bytes, Connection | None]:
-        """A new session id; in a small pool one whose first choice has the fewest sessions, and that choice."""
+    async def draw(self) -> bytes:
+        """A new session id; in a small pool, every server in turn is the first choice of one."""
         await self._resolve()
-        key = os.urandom(16)
-        if not self._connections or len(self._connections) > _DRAWS:
-            return key, None
-        target = min(self._connections, key=lambda one: one.load)
-        for _ in range(8 * len(self._connections)):
-            if _favourite(key, self._connections) is target:
-                break
-            key = os.urandom(16)
-        home = _favourite(key, self._connections)
-        home.load += 1
-        return key, home
+        connections, key = self._connections, os.urandom(16)
+        if 0 < len(connections) <= _DRAWS:
+            target = connections[self._drawn % len(connections)]
+            self._drawn += 1
+            while _favourite(key, connections) is not target:
+                key = os.urandom(16)
+        return key
 
     @property
     def trouble(self) -> str:
@@ -110,7 +104,7 @@ class ServerPool:
                 del self._by_address[connection.address]
         for address, host in found.items():
             if address not in self._by_address:
-                self._by_address[address] = Connection(address, self._access, host, self._rpc_timeout)
+                self._by_address[address] = Connection(address, host, self._access)
         self._connections = [self._by_address[address] for address in found] or list(self._by_address.values())
 
 

@@ -1,7 +1,7 @@
 """The settings of a server: the flags of `mrlm serve`, as one dataclass."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -84,6 +84,11 @@ class Settings:
             raise Refused("TLS needs both --tls-cert and --tls-key; --tls-client-ca needs them too")
         if self.ray and not self.port:
             raise Refused("--ray needs fixed ports: pass --port")
+
+    def shifted(self, index: int) -> "Settings":
+        """The settings of a worker: ports of its own, unless free ones are taken."""
+        metrics_port = self.metrics_port and self.metrics_port + index
+        return replace(self, port=self.port and self.port + index, metrics_port=metrics_port)
 
     def address(self, port: int) -> str:
         """`host:port`, with an IPv6 host in brackets."""

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from mrlm_envs.serving.metrics import log_json
-from mrlm_envs.serving.processes import REFUSED, Board, Orders
 from mrlm_envs.serving.settings import Settings
+from mrlm_envs.serving.worker import REFUSED, Board, die_with_parent
 
-PARENT = "MRLM_SERVE_PARENT"  # process id; a supervisor ends with that process
+PARENT = "MRLM_SERVE_PARENT"  # where it is set, the supervisor ends with its parent
 _CHECK = 1.0  # seconds between two health checks of a worker, and for the answer to one; less with a short step_timeout
 _BACKOFF = 0.5, 5.0  # seconds before a restart: the first, doubled with each death, and the longest
 _STEADY = 60.0  # seconds; a worker that lived this long starts with the shortest wait again
@@ -49,48 +49,26 @@ class Supervisor:
         self._deaths: deque[float] = deque(maxlen=_DEATHS * settings.workers)
 
     async def run(self) -> int:
-        """Run until SIGTERM, SIGINT, the parent's death or too many deaths of workers; the exit status."""
-        loop = asyncio.get_running_loop()
+        """Run until SIGTERM, SIGINT or too many deaths of workers; the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop.set)
-        async with asyncio.TaskGroup() as group:
-            for index in range(self.settings.workers):
-                group.create_task(self._keep(index))
-            group.create_task(self._follow_parent())
+            asyncio.get_running_loop().add_signal_handler(number, self.stop.set)
+        await asyncio.gather(*(self._keep(index) for index in range(self.settings.workers)))
         return self.status
-
-    async def _follow_parent(self) -> None:
-        parent = int(os.environ.get(PARENT, 0))
-        while not self.stop.is_set():
-            if parent and os.getppid() != parent:
-                self.stop.set()
-            await self._pause(1.0)
-
-    async def _pause(self, seconds: float) -> None:
-        """Sleep, but not beyond the stop."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.stop.wait(), seconds)
 
     async def _keep(self, index: int) -> None:
         """Keep one worker alive until the stop."""
-        board, socket = Board(self.folder / f"{index}.board"), self.folder / f"{index}.sock"
-        wait, longest = _BACKOFF
-        is_restart = False
+        path = self.folder / str(index)
+        board, wait, is_restart = Board(path), _BACKOFF[0], False
         while not self.stop.is_set():
-            process = await self._start(index, board, is_restart)
+            process = await self._start(index, path, board.served[0], is_restart)
             began = time.monotonic()
-            watch = asyncio.create_task(self._kill_if_frozen(process, board, socket))
-            ended = asyncio.create_task(process.wait())
-            stopped = asyncio.create_task(self.stop.wait())
-            await asyncio.wait([ended, stopped], return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
-                process.terminate()
-                await asyncio.wait([ended], timeout=self.settings.grace)
-                if not ended.done():
-                    process.kill()
-            code = await ended
-            watch.cancel()
-            stopped.cancel()
+            watches = [
+                asyncio.create_task(watch)
+                for watch in (self._kill_if_frozen(process, board, path), self._end_if_stopped(process))
+            ]
+            code = await process.wait()
+            for watch in watches:
+                watch.cancel()
             if self.stop.is_set():
                 return
             if code == REFUSED and not board.served[0]:  # it said why
@@ -99,24 +77,25 @@ class Supervisor:
                 return
             wait = _BACKOFF[0] if time.monotonic() - began > _STEADY else wait
             self._record_death(index, process.pid, code, board)
-            await self._pause(wait)
-            wait, is_restart = min(2 * wait, longest), True
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stop.wait(), wait)
+            wait, is_restart = min(2 * wait, _BACKOFF[1]), True
 
-    async def _start(self, index: int, board: Board, is_restart: bool) -> asyncio.subprocess.Process:
-        settings = self.settings
-        own = dataclasses.replace(
-            settings,
-            port=board.served[0]
-            or (settings.port and settings.port + index),  # a restart listens where clients expect it
-            metrics_port=settings.metrics_port and settings.metrics_port + index,
-        )
+    async def _end_if_stopped(self, process: asyncio.subprocess.Process) -> None:
+        await self.stop.wait()
+        process.terminate()
+        await asyncio.sleep(self.settings.grace)
+        process.kill()
+
+    async def _start(self, index: int, path: Path, port: int, is_restart: bool) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "mrlm_envs.serving.worker", stdin=asyncio.subprocess.PIPE, start_new_session=True
         )
+        own = self.settings.shifted(index)
+        own = dataclasses.replace(own, port=port or own.port)  # a restart listens where clients expect it
         assert process.stdin is not None
-        orders = Orders(own, self.folder / f"{index}.board", self.folder / f"{index}.sock", is_restart)
         with contextlib.suppress(ConnectionError):
-            process.stdin.write(pickle.dumps(orders))
+            process.stdin.write(pickle.dumps((own, path, is_restart)))
             process.stdin.close()
         return process
 
@@ -130,7 +109,7 @@ class Supervisor:
             self.status = 1
             self.stop.set()
 
-    async def _kill_if_frozen(self, process: asyncio.subprocess.Process, board: Board, socket: Path) -> None:
+    async def _kill_if_frozen(self, process: asyncio.subprocess.Process, board: Board, path: Path) -> None:
         """Kill a worker that serves, and then is not healthy for `step_timeout`."""
         import grpc  # the workers start meanwhile
         from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -138,7 +117,7 @@ class Supervisor:
         serving = health_pb2.HealthCheckResponse.SERVING
         healthy_at: float | None = None
         pause = min(_CHECK, self.settings.step_timeout / 4)
-        async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+        async with grpc.aio.insecure_channel(f"unix:{path.with_suffix('.sock')}") as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             while process.returncode is None:
                 await asyncio.sleep(pause)
@@ -161,9 +140,11 @@ def supervise(settings: Settings) -> int:
     if settings.host not in ("127.0.0.1", "localhost", "::1") and not (settings.token_file and settings.tls_cert):
         logger.warning("%s is open to others without %s", settings.host, "TLS" if settings.token_file else "a token")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its own lines are not JSON
-    with tempfile.TemporaryDirectory(prefix="mrlm-") as folder:
+    if PARENT in os.environ:
+        die_with_parent(signal.SIGTERM)
 
-        async def run() -> int:
+    async def run() -> int:
+        with tempfile.TemporaryDirectory(prefix="mrlm-") as folder:
             return await Supervisor(settings, Path(folder)).run()
 
-        return asyncio.run(run())
+    return asyncio.run(run())

@@ -19,6 +19,7 @@ import mrlm_envs
 from mrlm_envs.checker import Policy, check_text_env, play
 from mrlm_envs.core import EnvFault
 from mrlm_envs.serving import AsyncClient
+from mrlm_envs.serving import envs_pb2 as pb
 from tests.support.guessing import GuessNumber
 from tests.support.serving import DICE, PROBE, Probe, Running, running
 
@@ -37,10 +38,10 @@ def calls(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     work = server.server._work
 
-    async def counted(tenant: str, request: Any, *rest: Any) -> Any:
-        if "Step" in type(request).__name__:
-            sizes.append(len(request.items))
-        return await work(tenant, request, *rest)
+    async def counted(items: Any, *rest: Any) -> Any:
+        if any(isinstance(item, pb.StepItem) for item in items):
+            sizes.append(len(items))
+        return await work(items, *rest)
 
     monkeypatch.setattr(server.server, "_work", counted)
     return sizes

@@ -270,13 +270,13 @@ def test_a_server_that_cannot_be_reached_is_reported_within_seconds_with_the_cau
 
 
 def test_a_garbled_reply_is_asked_for_again(monkeypatch: pytest.MonkeyPatch):
-    from mrlm_envs.serving.sessions import Work
+    from mrlm_envs.serving.sessions import Turn
 
-    answer, garbled = Work.answer, []
+    answer, garbled = Turn.answer, []
 
-    def garble(self: Work, results: Any) -> int:
+    def garble(self: Turn, results: Any) -> int:
         size = answer(self, results)
-        if self.observation.startswith("total") and self.seq and self.seq not in garbled:
+        if self.observation.startswith(b"total") and self.seq and self.seq not in garbled:
             garbled.append(self.seq)
             results[-1].observation += "?"
         return size
@@ -286,7 +286,7 @@ def test_a_garbled_reply_is_asked_for_again(monkeypatch: pytest.MonkeyPatch):
         for one in (env, twin):
             one.reset(seed=11)
         expected = [twin.step("go")[0] for _ in range(3)]
-        monkeypatch.setattr(Work, "answer", garble)
+        monkeypatch.setattr(Turn, "answer", garble)
         assert [env.step("go")[0] for _ in range(3)] == expected
         assert garbled == [1, 2, 3] and Probe.runs.count("go") >= 6
 

@@ -12,8 +12,8 @@ import gymnasium
 import pytest
 
 import mrlm_envs
-from mrlm_envs.serving.catalog import Catalog, Failure
-from mrlm_envs.serving.settings import Settings
+from mrlm_envs.serving.catalog import Catalog
+from mrlm_envs.serving.settings import Refused, Settings
 from tests.support.serving import Raw, code, running
 
 ENVIRONMENTS = sorted(mrlm_envs.ENVIRONMENTS)
@@ -73,7 +73,7 @@ def test_no_argument_of_a_client_starts_a_process_or_imports_code(name: str, tra
 
 def kwargs(**given: Any) -> dict[str, Any]:
     catalog = Catalog(Settings("math", allow_kwargs="*"))
-    return catalog.kwargs(catalog.find("math"), json.dumps(given).encode())
+    return catalog.find("math").kwargs(json.dumps(given).encode())
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def kwargs(**given: Any) -> dict[str, Any]:
     ],
 )
 def test_dangerous_values_are_refused_by_name_even_when_everything_is_allowed(given: dict[str, Any]):
-    with pytest.raises(Failure, match="only the operator"):
+    with pytest.raises(Refused, match="only the operator"):
         kwargs(**given)
 
 

@@ -1,0 +1,78 @@
+"""What servers and clients share of the protocol: the calls, an item's error, JSON, and the digest of an episode."""
+
+import hashlib
+import json
+import math
+import struct
+from typing import Any
+
+import numpy as np
+
+from mrlm_envs.serving import envs_pb2 as pb
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Environments"].full_name
+CALLS: dict[str, tuple[Any, Any]] = {  # name -> request and reply
+    "Describe": (pb.DescribeRequest, pb.DescribeReply),
+    "Reset": (pb.ResetRequest, pb.ResetReply),
+    "Step": (pb.StepRequest, pb.StepReply),
+    "Close": (pb.CloseRequest, pb.CloseReply),
+}
+
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_header = struct.Struct("<QIdBII").pack
+
+
+class ItemError(Exception):
+    """An item's error, as the protocol words it."""
+
+    def __init__(self, code: "pb.Code", message: str, *, expected_seq: int = 0, retry_after: float | None = None):
+        super().__init__(message)
+        self.error = pb.Error(code=code, message=message, expected_seq=expected_seq)
+        if retry_after is not None:
+            self.error.retry_after_ms = math.ceil(1000 * retry_after)
+
+
+class ActionFailed(Exception):
+    """The step froze or crashed the process of an isolated environment."""
+
+
+def chained_digest(before: bytes, action: bytes, seq: int, text: bytes, reward: float, ends: int, info: bytes) -> bytes:
+    """The digest of an episode after a step: equal for equal episodes.
+
+    Args:
+        before: The digest before; empty for a reset.
+        action: Empty for a reset.
+        seq: Number of the step; 0 for a reset.
+        text: The observation.
+        reward: The reward.
+        ends: 1 if the step has terminated the episode, 2 if it has truncated it, else 0.
+        info: JSON.
+
+    Returns:
+        BLAKE2b of 16 bytes.
+    """
+    header = _header(seq, len(action), reward, ends, len(text), len(info))
+    return hashlib.blake2b(b"".join((before, header, action, text, info)), digest_size=16).digest()
+
+
+def encode_info(info: dict[str, Any]) -> bytes:
+    """`info` as compact JSON in ASCII."""
+    try:
+        return _encode(info).encode()
+    except (TypeError, ValueError):
+        return _encode(plain(info)).encode()
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can say it: numpy as numbers and lists, non-finite floats as None, the rest as text."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    return str(value)
