@@ -126,8 +126,7 @@ class Catalog:
         preset = json_object(file.read_bytes(), str(file)) if file else {}
         self._by_name: dict[str, Registration] = {}
         for name in words(settings.environments):
-            short = ENVIRONMENTS.get(name)
-            make_id = short[0] if short else name
+            make_id = ENVIRONMENTS[name][0] if name in ENVIRONMENTS else name
             registration = Registration(make_id, preset.pop(name, None) or preset.pop(make_id, None) or {}, settings)
             aliases = {key for key, (env_id, *_) in ENVIRONMENTS.items() if env_id == registration.id}
             self._by_name |= dict.fromkeys({name, make_id, registration.id} | aliases, registration)

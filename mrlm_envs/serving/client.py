@@ -207,27 +207,28 @@ class ClientSession:
         self.is_open = not ends
         return text, reward, terminated, truncated, _decode(info.decode())[0]
 
-    async def finish(self, action: bytes, result: "pb.Result | None", deadline: float) -> StepTuple:
+    async def finish(self, action: bytes, outcome: "pb.Result | ConnectionLost | None", deadline: float) -> StepTuple:
         """Bring a step to its end that did not go well at once.
 
         Args:
             action: The action.
-            result: An answer that was not accepted, or None.
+            outcome: What the first attempt gave, or None if there was none.
             deadline: On the event loop's clock.
         """
         try:
             async with asyncio.timeout_at(deadline):
                 while True:
-                    if result is not None:
-                        if (accepted := self.accept(action, result)) is not None:
+                    if isinstance(outcome, ConnectionLost):
+                        self.record_loss(outcome)
+                    elif outcome is not None:
+                        if (accepted := self.accept(action, outcome)) is not None:
                             return accepted
-                        await self._handle(result.error)
+                        await self._handle(outcome.error)
                     try:
                         connection = await self._restore()
-                        result = await self._attempt(connection, "Step", self._step_item(len(self.actions), action))
+                        outcome = await self._attempt(connection, "Step", self._step_item(len(self.actions), action))
                     except ConnectionLost as lost:
-                        result = None
-                        self.record_loss(lost)
+                        outcome = lost
         except _EpisodeEnded as end:
             return self._end(end.reason, str(end))
         except NoServer as error:
@@ -271,9 +272,9 @@ class ClientSession:
             return await _ask(connection, method, item)
         async with connection.suspects:
             result = await connection.send(method, item, again=True)
-        return (
-            result if not result.error.HasField("retry_after_ms") else await _ask(connection, method, item, again=True)
-        )
+        if not result.error.HasField("retry_after_ms"):
+            return result
+        return await _ask(connection, method, item, again=True)
 
     async def _restore(self) -> Connection:
         """A connection whose server has the episode as we left it, after a replay if need be."""
@@ -323,31 +324,18 @@ class ClientSession:
         """The last step of an episode that does not go on: the action's failure, or a failure of ours."""
         is_ours = reason != "step_timeout"
         self.is_open = False
-        info = {
-            "task_id": self.task_id,
-            "seed": self.seed,
-            "turn": len(self.actions) + 1,
-            "action_valid": True,
-            "role": "user",
-            "rewards": {},
-            "success": False,
-            "stop_reason": reason,
-            "valid": not is_ours,
-        }
+        info = {"task_id": self.task_id, "seed": self.seed, "turn": len(self.actions) + 1, "action_valid": True}
+        info |= {"role": "user", "rewards": {}, "success": False, "stop_reason": reason, "valid": not is_ours}
         return f"{_TEXTS[reason]}: {why}", 0.0, not is_ours, is_ours, info
 
     def _step_item(self, taken: int, action: bytes) -> "pb.StepItem":
         return pb.StepItem(session=self.key, episode=self.episode, seq=taken + 1, action=action)
 
     def _reset_item(self) -> "pb.ResetItem":
-        return pb.ResetItem(
-            session=self.key,
-            episode=self.episode,
-            env_id=self.description.env_id,
-            kwargs=self.kwargs,
-            seed=self.seed,
-            options=self.options,
-        )
+        env_id = self.description.env_id
+        item = pb.ResetItem(session=self.key, episode=self.episode, env_id=env_id, kwargs=self.kwargs)
+        item.seed, item.options = self.seed, self.options
+        return item
 
     def _refusal(self, error: "pb.Error") -> Exception:
         if error.code == pb.BAD_REQUEST:
@@ -423,15 +411,15 @@ class AsyncClient:
         results: list[StepTuple | None] = []
         late: list[tuple[int, asyncio.Future[StepTuple]]] = []
         for session, action, future in zip(sessions, encoded, sent):
-            result = accepted = None
+            outcome = accepted = None
             if future is not None:
                 try:
-                    result = await future
-                    accepted = session.accept(action, result)
+                    outcome = await future
+                    accepted = session.accept(action, outcome)
                 except ConnectionLost as lost:
-                    session.record_loss(lost)
+                    outcome = lost
             if accepted is None:
-                late.append((len(results), asyncio.ensure_future(session.finish(action, result, deadline))))
+                late.append((len(results), asyncio.ensure_future(session.finish(action, outcome, deadline))))
             results.append(accepted)
         for index, future in late:
             results[index] = await future

@@ -100,7 +100,7 @@ class Access:
     tls_cert: str | None = None
     tls_key: str | None = None
     connect_timeout: float = 5.0
-    rpc_timeout: float = 10.0
+    rpc_timeout: float = 6.0
     step_timeout: float = 300.0
 
     @property

@@ -4,6 +4,7 @@ import datetime
 import json
 import logging
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
@@ -28,6 +29,7 @@ class Metrics:
 
     def __init__(self, gauges: Mapping[tuple[str, str], Callable[[], float]]) -> None:
         self.registry = registry = CollectorRegistry()
+        self._server: Any = None
         ProcessCollector(registry=registry)
         for (name, text), read in gauges.items():
             Gauge(name, text, registry=registry).set_function(read)
@@ -41,16 +43,15 @@ class Metrics:
         self.errors = Counter("mrlm_errors", "Items answered with an error", ["code"], registry=registry)
         self.refusals = Counter("mrlm_refused_calls", "Calls refused as a whole", ["status"], registry=registry)
 
-    def serve(self, host: str, port: int) -> Callable[[], None]:
-        """Answer Prometheus at `http://host:port/metrics` from a thread of its own; returns what stops it."""
-        server, thread = start_http_server(port, addr=host, registry=self.registry)
+    def serve(self, host: str, port: int) -> None:
+        """Answer Prometheus at `http://host:port/metrics` from a thread of its own."""
+        self._server, _ = start_http_server(port, addr=host, registry=self.registry)
 
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        return stop
+    def stop(self) -> None:
+        """Answer no more."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
 
 
 class JsonFormatter(logging.Formatter):

@@ -18,7 +18,10 @@ CALLS: dict[str, tuple[Any, Any]] = {  # name -> request and reply
     "Close": (pb.CloseRequest, pb.CloseReply),
 }
 
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+# What `json.dumps(info, separators=(",", ":"), allow_nan=False)` makes anew for every value, at half of its cost.
+_encode: Any = json.encoder.c_make_encoder(  # pyright: ignore[reportAttributeAccessIssue]
+    None, None, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, False
+)
 _header = struct.Struct("<QIdBII").pack
 
 
@@ -58,9 +61,10 @@ def chained_digest(before: bytes, action: bytes, seq: int, text: bytes, reward: 
 def encode_info(info: dict[str, Any]) -> bytes:
     """`info` as compact JSON in ASCII."""
     try:
-        return _encode(info).encode()
+        parts = _encode(info, 0)
     except (TypeError, ValueError):
-        return _encode(plain(info)).encode()
+        parts = _encode(plain(info), 0)
+    return "".join(parts).encode()
 
 
 def plain(value: Any) -> Any:

@@ -9,7 +9,6 @@ sends one call a step. An instance may cross a fork: the child's copy goes on in
 """
 
 import asyncio
-import atexit
 import contextlib
 import json
 import os
@@ -125,17 +124,16 @@ class RemoteEnv(gymnasium.Env[str, str]):
 
     def _hold(self, session: ClientSession) -> None:
         """Make `session` this environment's, to be closed with it."""
-        self._session = session
-        self._finalizer = weakref.finalize(self, _release, session)
+        self._session, self._background = session, _current()
+        self._finalizer = weakref.finalize(self, _release, session, self._background)
         self._finalizer.atexit = False
 
     def _own(self) -> ClientSession:
         """The session; after a fork, a copy of it that belongs to the child's client."""
-        client = _current().client(*self._address)
-        if self._session.client is not client:
+        if self._background is not _background:
             self._lock = threading.Lock()  # another thread of the parent's may hold the inherited one
             self._finalizer.detach()
-            self._hold(self._session.copy(client))
+            self._hold(self._session.copy(_current().client(*self._address)))
         return self._session
 
     def _draw(self, seed: int | None) -> int:
@@ -224,7 +222,8 @@ def _current() -> _Background:
     with _background_lock:
         if _background is None:
             _background = _Background()
-            atexit.register(_background.close)
+            # Unlike `atexit`, before the threads of executors are joined: a call to a frozen server would hold them up.
+            threading._register_atexit(_background.close)  # pyright: ignore[reportAttributeAccessIssue]
         return _background
 
 
@@ -246,8 +245,7 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def _release(session: ClientSession) -> None:
+def _release(session: ClientSession, background: _Background) -> None:
     """Close a session of this process, on its loop."""
-    background = _background
-    if background is not None and session.client in background.clients.values() and background.loop.is_running():
+    if background is _background and background.loop.is_running():
         background.loop.call_soon_threadsafe(session.release)

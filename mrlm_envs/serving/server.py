@@ -39,6 +39,7 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_connection_idle_ms", 300_000),  # connections without calls are closed; clients open them again
+    ("grpc.server_handshake_timeout_ms", 10_000),  # and those that do not speak HTTP/2
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
@@ -85,10 +86,10 @@ class Server:
             }
         )
         self._step_seconds = functools.cache(self.metrics.steps.labels)
-        self._stop_metrics: Callable[[], None] | None = None
         self._open_calls = 0
         self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
-        self._grpc = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=settings.max_calls)
+        options = (*_OPTIONS, ("grpc.max_allowed_incoming_connections", settings.max_connections))
+        self._grpc = grpc.aio.server(options=options, maximum_concurrent_rpcs=settings.max_calls)
         self._grpc.add_generic_rpc_handlers((self._handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -129,7 +130,7 @@ class Server:
             raise Refused(f"cannot listen on {self.address}: {error}; is the port taken?") from None
         await self._grpc.start()
         if settings.metrics_port is not None:
-            self._stop_metrics = self.metrics.serve(settings.host, settings.metrics_port)
+            self.metrics.serve(settings.host, settings.metrics_port)
         await self._set_health(True)
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
 
@@ -144,8 +145,7 @@ class Server:
         await self._grpc.stop(0.1)
         if self._sweeper is not None:
             self._sweeper.cancel()
-        if self._stop_metrics is not None:
-            self._stop_metrics()
+        self.metrics.stop()
         self.sessions.sweep(math.inf, also_running=True)
         self._pool.close()
 
@@ -157,12 +157,9 @@ class Server:
     def _handlers(self) -> grpc.GenericRpcHandler:
         sessions = self.sessions
         admit = {"Describe": self._describe, "Reset": sessions.reset, "Step": sessions.step, "Close": sessions.close}
+        make = grpc.unary_unary_rpc_method_handler
         handlers = {
-            name: grpc.unary_unary_rpc_method_handler(
-                functools.partial(self._serve, admit[name], reply),
-                request_deserializer=_parser(request),
-                response_serializer=reply.SerializeToString,
-            )
+            name: make(functools.partial(self._serve, admit[name], reply), _parser(request), reply.SerializeToString)
             for name, (request, reply) in CALLS.items()
         }
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
@@ -228,13 +225,13 @@ class Server:
         """Run the new items of a call, wait, and fill in the results, in order."""
         now, settings = time.monotonic(), self.settings
         self.sessions.is_full = self._pool.busy >= settings.max_queue
-        too_many = ItemError(pb.TOO_LARGE, f"the call has {len(items)} items; the limit is {settings.max_batch}")
         works: list[Work] = []
         new: list[Work] = []
         for item in items:
             try:
                 if len(works) >= settings.max_batch:
-                    raise too_many
+                    message = f"the call has {len(items)} items; the limit is {settings.max_batch}"
+                    raise ItemError(pb.TOO_LARGE, message)
                 work, is_new = admit(item, now)
                 works.append(work)
                 if is_new:
@@ -252,7 +249,8 @@ class Server:
             if not work.is_settled or size > settings.max_message_bytes:
                 results.add(error=_AGAIN)
                 continue
-            size += work.answer(results)
+            work.answer(results)
+            size += work.size
             if work.has_failed:
                 self.metrics.errors.labels(pb.Code.Name(results[-1].error.code)).inc()
                 self.sessions.forget(work)
@@ -267,7 +265,7 @@ class Server:
         if work.is_step:
             seconds = time.monotonic() - work.started
             work.registration.record_step(seconds)
-            if self._stop_metrics is not None:  # else nobody reads it
+            if self.settings.metrics_port is not None:  # else nobody reads it
                 self._step_seconds(work.registration.id).observe(seconds)
         elif work.session is not None:
             self.metrics.resets.labels(work.registration.id).inc()

@@ -41,16 +41,19 @@ class Work:
         started: When it began, on the monotonic clock.
         done: It has run; set last.
         given_up: It took too long, and nobody waits for it any more.
+        result: The answer, a message.
+        size: Bytes of the answer, about.
         is_step: It takes one step.
     """
 
-    __slots__ = ("done", "error", "given_up", "registration", "session", "started")
+    __slots__ = ("done", "error", "given_up", "registration", "result", "session", "size", "started")
     what, is_step = "the step", False
 
     def __init__(self, registration: Registration, session: "Session | None" = None) -> None:
         self.registration, self.session = registration, session
-        self.started, self.done, self.given_up = 0.0, False, False
+        self.started, self.done, self.given_up, self.size = 0.0, False, False, 0
         self.error: pb.Error | None = None
+        self.result: Any = None
 
     @property
     def is_settled(self) -> bool:
@@ -86,23 +89,19 @@ class Work:
     def _act(self) -> None:
         raise NotImplementedError
 
-    def answer(self, results: Any) -> int:
-        """Append the answer, or the error, to a repeated result field; returns its bytes, about."""
+    def answer(self, results: Any) -> None:
+        """Append the answer, or the error, to a repeated field of results."""
         if self.given_up:
             message = f"{self.registration.id}: {self.what} takes too long"
             self.error = pb.Error(code=pb.STEP_TIMEOUT, message=message)
-        if self.error is None:
-            return self._answer(results)
-        results.add(error=self.error)
-        return 0
-
-    def _answer(self, results: Any) -> int:
-        results.add()
-        return 0
+        if self.error is not None:
+            results.add(error=self.error)
+        else:
+            results.append(self.result)
 
 
 class Answered(Work):
-    """An item that is answered already: a session that is closed, or an error.
+    """An item that needs no thread: a session that has been closed, or an error.
 
     Args:
         error: The error.
@@ -111,7 +110,8 @@ class Answered(Work):
     __slots__ = ()
 
     def __init__(self, error: "pb.Error | None" = None) -> None:
-        self.session, self.done, self.given_up, self.error = None, True, False, error
+        self.session, self.done, self.given_up, self.size = None, True, False, 0
+        self.error, self.result = error, pb.CloseResult()
 
 
 class Inspection(Work):
@@ -123,7 +123,7 @@ class Inspection(Work):
         action_length: The most characters of an action that the server takes.
     """
 
-    __slots__ = ("action_length", "description", "kwargs")
+    __slots__ = ("action_length", "kwargs")
     what = "its constructor"
 
     def __init__(self, registration: Registration, kwargs: bytes, action_length: int) -> None:
@@ -132,7 +132,7 @@ class Inspection(Work):
 
     def _act(self) -> None:
         env: Any = self.registration.make(self.kwargs)
-        self.description = pb.Description(
+        self.result = pb.Description(
             env_id=self.registration.id,
             observation_length=env.observation_space.max_length,
             action_length=min(env.action_space.max_length, self.action_length),
@@ -142,49 +142,32 @@ class Inspection(Work):
         )
         env.close()
 
-    def _answer(self, results: Any) -> int:
-        results.append(self.description)
-        return self.description.ByteSize()
-
 
 class Turn(Work):
     """A step, or with `reset` set a reset, and its answer once `done`.
 
-    The answer is kept as plain fields: a protobuf message would cost an idle session half a kilobyte more.
+    Attributes:
+        digest: The digest of the episode: before, until done.
+        is_over: It ended the episode.
+        is_detached: Nobody wants the answer any more.
     """
 
-    __slots__ = (
-        "action", "detached", "digest", "env", "fingerprint", "info", "is_step", "observation", "reset", "reward",
-        "seq", "terminated", "truncated",
-    )  # fmt: skip
+    __slots__ = ("action", "digest", "env", "fingerprint", "is_detached", "is_over", "is_step", "reset", "seq")
 
     def __init__(
         self, registration: Registration, session: "Session", env: gymnasium.Env[str, str] | None, seq: int, data: bytes
     ) -> None:
         super().__init__(registration, session)
         self.env, self.seq, self.fingerprint = env, seq, hash(data)
-        self.action = b""
+        self.action, self.digest = b"", b""
         self.reset: pb.ResetItem | None = None
-        self.is_step = True
-        self.detached = self.terminated = self.truncated = False
-        self.digest = b""  # the digest before, until done
-        self.observation, self.info, self.reward = b"", b"", 0.0
-
-    @property
-    def is_over(self) -> bool:
-        """It ended its episode."""
-        return self.terminated or self.truncated or self.has_failed
-
-    @property
-    def size(self) -> int:
-        """Bytes of the observation and the info."""
-        return len(self.observation) + len(self.info)
+        self.is_step, self.is_over, self.is_detached = True, False, False
 
     def run(self) -> None:
         """Step or reset the environment."""
         super().run()
         self.action, self.reset = b"", None
-        if self.detached:
+        if self.is_detached:
             self.close()
 
     def _act(self) -> None:
@@ -206,7 +189,7 @@ class Turn(Work):
         if self.session is not None:
             self.session.name_task(str(info.get("task_id", "")))
         for seq, action in enumerate(actions, start=1):
-            if self.terminated or self.truncated:
+            if self.is_over:
                 raise ItemError(pb.REPLAY_DIVERGED, f"{env_id}: the replay ended after step {seq - 1}")
             self.started = time.monotonic()  # the time limit is one step's
             self._keep(seq, action.encode(), *self.env.step(action))
@@ -218,22 +201,13 @@ class Turn(Work):
     ) -> None:
         if not isinstance(observation, str) or not isinstance(info, dict):
             raise EnvFault(f"expected a str and a dict, got {type(observation).__name__} and {type(info).__name__}")
-        self.observation, self.info = clean(observation).encode(), encode_info(info)
-        self.reward, self.terminated, self.truncated = float(reward), bool(terminated), bool(truncated)
-        ends = self.terminated | self.truncated << 1
-        self.digest = chained_digest(self.digest, action, seq, self.observation, self.reward, ends, self.info)
-
-    def _answer(self, results: Any) -> int:
-        results.add(
-            observation=self.observation,
-            reward=self.reward,
-            terminated=self.terminated,
-            truncated=self.truncated,
-            info=self.info,
-            digest=self.digest,
-            seq=self.seq,
-        )
-        return self.size + 64
+        text, data, reward = clean(observation), encode_info(info), float(reward)
+        seen = text.encode()
+        terminated, truncated = bool(terminated), bool(truncated)
+        self.digest = chained_digest(self.digest, action, seq, seen, reward, terminated | truncated << 1, data)
+        self.is_over, self.size = terminated or truncated, len(seen) + len(data)
+        result = self.result = pb.Result(observation=text, reward=reward, info=data, digest=self.digest, seq=seq)
+        result.terminated, result.truncated = terminated, truncated
 
     def close(self) -> None:
         """Close the environment; may take its time."""
@@ -336,7 +310,7 @@ class Sessions:
             return last, False
         if not last.is_settled:
             raise ItemError(pb.BAD_SEQ, f"step {last.seq} still runs, got step {seq}", expected_seq=last.seq)
-        if last.is_over:
+        if last.is_over or last.has_failed:
             raise ItemError(pb.EPISODE_OVER, f"episode {session.episode} ended with step {last.seq}; reset first")
         if seq != last.seq + 1:
             what = f"step {seq} was taken with another action" if 0 < seq == last.seq else f"got step {seq}"
@@ -455,7 +429,7 @@ class Sessions:
 
     def _detach(self, turn: Turn) -> None:
         """Nobody wants the answer any more: close the environment when the turn has ended, never on the loop."""
-        turn.detached = True
+        turn.is_detached = True
         if turn.done and turn.env is not None and type(turn.env).close is not gymnasium.Env.close:
             self.later(turn.close)
 

@@ -33,6 +33,8 @@ class Settings:
         tls_client_ca: PEM certificates; clients must show one signed by them (mTLS).
         metrics_port: Port of the first worker's Prometheus metrics, the next ones get the following ports.
         threads: Steps that run at once in a worker.
+        max_connections: Connections to a worker at once, of all clients; those without calls are closed after five
+            minutes.
         max_calls: Calls open at once in a worker.
         max_batch: Items of one call.
         max_action_bytes: UTF-8 bytes of one action.
@@ -60,6 +62,7 @@ class Settings:
     tls_client_ca: Path | None = None
     metrics_port: int | None = None
     threads: int = 64
+    max_connections: int = 1000
     max_calls: int = 512
     max_batch: int = 4096
     max_action_bytes: int = 1 << 20

@@ -62,13 +62,11 @@ class Supervisor:
         while not self.stop.is_set():
             process = await self._start(index, path, board.served[0], is_restart)
             began = time.monotonic()
-            watches = [
-                asyncio.create_task(watch)
-                for watch in (self._kill_if_frozen(process, board, path), self._end_if_stopped(process))
-            ]
+            watch = asyncio.create_task(self._kill_if_frozen(process, board, path))
+            ending = asyncio.create_task(self._end_when_stopped(process))
             code = await process.wait()
-            for watch in watches:
-                watch.cancel()
+            watch.cancel()
+            ending.cancel()
             if self.stop.is_set():
                 return
             if code == REFUSED and not board.served[0]:  # it said why
@@ -81,7 +79,7 @@ class Supervisor:
                 await asyncio.wait_for(self.stop.wait(), wait)
             wait, is_restart = min(2 * wait, _BACKOFF[1]), True
 
-    async def _end_if_stopped(self, process: asyncio.subprocess.Process) -> None:
+    async def _end_when_stopped(self, process: asyncio.subprocess.Process) -> None:
         await self.stop.wait()
         process.terminate()
         await asyncio.sleep(self.settings.grace)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import mmap
 import os
@@ -103,6 +104,7 @@ def main() -> None:
     """Serve until SIGTERM, or the death of the supervisor; never returns."""
     die_with_parent()
     log_json()
+    gc.set_threshold(50_000)  # a step leaves no cycles: looking for some after 700 objects costs a tenth of its time
     status = 0
     try:
         asyncio.run(_serve(*pickle.load(sys.stdin.buffer)))

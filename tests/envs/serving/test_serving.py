@@ -1,7 +1,9 @@
 """The protocol: exactly once, errors of one item only."""
 
+import contextlib
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -467,4 +469,40 @@ def test_closing_sessions_gives_their_bytes_back():
         assert 4 * 3 * 5000 < tenant.size < 1_000_000
         raw.call("Close", pb.CloseRequest(sessions=sessions), pb.CloseReply)
         assert tenant.size == 0
+        raw.close()
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """The other side has hung up."""
+    connection.setblocking(False)
+    try:
+        while True:
+            if not connection.recv(1000):
+                return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def test_connections_beyond_the_limit_are_closed_and_those_within_it_go_on():
+    with running(max_connections=3) as server, contextlib.ExitStack() as stack:
+        raw, session = Raw(server.address), os.urandom(16)
+        raw.reset(session)
+        idle = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 5.0)) for _ in range(8)]
+        wait_for(lambda: sum(map(_is_closed, idle)) == 6)
+        assert not code(raw.step(session, 1))
+        for connection in idle:
+            connection.close()
+        wait_for(lambda: answers(server.address))
+        raw.close()
+
+
+def answers(address: str) -> bool:
+    raw = Raw(address)
+    try:
+        return not code(raw.reset(os.urandom(16), timeout=2.0))
+    except grpc.RpcError:
+        return False
+    finally:
         raw.close()

@@ -36,14 +36,14 @@ def server() -> Iterator[Running]:
 def calls(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the Step calls that reach the server."""
     sizes: list[int] = []
-    work = server.server._work
+    answer = server.server._answer
 
-    async def counted(items: Any, *rest: Any) -> Any:
+    async def counted(admit: Any, items: Any, *rest: Any) -> Any:
         if any(isinstance(item, pb.StepItem) for item in items):
             sizes.append(len(items))
-        return await work(items, *rest)
+        return await answer(admit, items, *rest)
 
-    monkeypatch.setattr(server.server, "_work", counted)
+    monkeypatch.setattr(server.server, "_answer", counted)
     return sizes
 
 

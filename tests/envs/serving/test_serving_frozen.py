@@ -117,6 +117,21 @@ def test_a_step_that_freezes_the_only_server_twice_is_the_actions_failure():
         assert not env.step("go")[2]
 
 
+def test_a_client_process_ends_while_a_step_is_under_way_on_a_frozen_server():
+    program = """if True:
+        import gymnasium, threading
+        env = gymnasium.make("mrlm_envs:mrlm/Remote-v0", address="{}", env_id="tests/Probe-v0", rpc_timeout=60.0)
+        env.reset(seed=1)
+        threading.Thread(target=env.step, args=("freeze",), daemon=True).start()
+        while not env.unwrapped._lock.locked():
+            pass
+    """
+    with spawned(1) as [(_, address)]:
+        command = [sys.executable, "-c", program.format(address)]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=40, check=True)
+    assert not ended.stderr
+
+
 def test_sigterm_with_a_frozen_worker_ends_within_the_grace():
     with spawned(1, "--grace", "2") as [(server, address)]:
         freeze(address)
