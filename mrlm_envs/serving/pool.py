@@ -25,13 +25,9 @@ class Pool:
         threads: The most threads that run works at once.
         on_progress: Called on the loop after works have finished.
         run: Runs a work, on whichever thread.
-
-    Attributes:
-        lost: Threads in works that were given up.
     """
 
     def __init__(self, threads: int, on_progress: Callable[[], None], run: Callable[[Work], None]) -> None:
-        self.lost = 0
         self._threads, self._on_progress, self._run = threads, on_progress, run
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(2 * threads, thread_name_prefix="mrlm-step")
@@ -39,20 +35,25 @@ class Pool:
         self._running: dict[int, Work] = {}
         self._lock = threading.Condition()  # guards all of the following, and the queue
         self._is_awaited = False  # the loop waits on the lock
-        self._active = 0
+        self._drains = 0  # threads at work, lost ones among them
         self._finished = 0
         self._is_monitored = False
 
     @property
+    def lost(self) -> int:
+        """Threads in works that were given up."""
+        return sum(work.given_up for work in list(self._running.values()))
+
+    @property
     def busy(self) -> int:
-        """Jobs queued or running, those given up left out."""
+        """Works queued or running, those given up left out."""
         return len(self._queue) + len(self._running) - self.lost
 
     def submit(self, works: Sequence[Work], patience: float = 0.0) -> None:
         """Queue works, in order, and block the loop for at most `patience` seconds until they are done."""
         with self._lock:
             self._queue.extend(works)
-            if not self._active:
+            if self._drains == self.lost:
                 self._wake()
             if patience:
                 self._is_awaited = True
@@ -70,9 +71,7 @@ class Pool:
             late = [work for work in self._running.values() if work.started < before and not work.is_settled]
             for work in late:
                 work.given_up = True
-            self.lost += len(late)
-            self._active -= len(late)
-            if self._queue and not self._active:
+            if self._queue and self._drains == self.lost:
                 self._wake()
         if late:
             self._on_progress()
@@ -87,8 +86,8 @@ class Pool:
         self._executor.shutdown(wait=False)
 
     def _wake(self) -> None:
-        if self._active + self.lost < 2 * self._threads:  # else the queue waits for a thread that comes back
-            self._active += 1
+        if self._drains < 2 * self._threads:  # else the queue waits for a thread that comes back
+            self._drains += 1
             self._executor.submit(self._drain)
 
     def _watch(self) -> None:
@@ -102,9 +101,9 @@ class Pool:
             return
         with self._lock:
             if self._finished == finished:
-                for _ in range(max(1, min(self._active, len(self._queue)))):
-                    if self._active < self._threads:
-                        self._wake()
+                active = self._drains - self.lost
+                for _ in range(min(max(1, active), len(self._queue), self._threads - active)):
+                    self._wake()
         self._watch()
 
     def _drain(self) -> None:
@@ -113,7 +112,7 @@ class Pool:
         while True:
             with self._lock:
                 if not self._queue:
-                    self._active -= 1
+                    self._drains -= 1
                     if self._is_awaited:
                         return self._lock.notify()
                     break
@@ -123,9 +122,6 @@ class Pool:
             with self._lock:
                 del self._running[thread]
                 self._finished += 1
-                if work.given_up:
-                    self.lost -= 1
-                    self._active += 1
             now = time.monotonic()
             if now > announced + _ANNOUNCE:
                 self._loop.call_soon_threadsafe(self._on_progress)

@@ -223,8 +223,7 @@ class Server:
         context: grpc.aio.ServicerContext,
     ) -> None:
         """Run the new items of a call, wait, and fill in the results, in order."""
-        now, settings = time.monotonic(), self.settings
-        self.sessions.is_full = self._pool.busy >= settings.max_queue
+        now, settings, busy = time.monotonic(), self.settings, self._pool.busy
         works: list[Work] = []
         new: list[Work] = []
         for item in items:
@@ -232,6 +231,7 @@ class Server:
                 if len(works) >= settings.max_batch:
                     message = f"the call has {len(items)} items; the limit is {settings.max_batch}"
                     raise ItemError(pb.TOO_LARGE, message)
+                self.sessions.is_full = busy + len(new) >= settings.max_queue
                 work, is_new = admit(item, now)
                 works.append(work)
                 if is_new:

@@ -283,7 +283,7 @@ def test_a_step_beyond_the_servers_limit_is_given_up_and_its_thread_replaced():
         assert not code(raw.step(sessions[2], 1, "go on"))
         assert not code(raw.reset(sessions[0], episode=2)) and not code(raw.step(sessions[0], 1, episode=2))
         pool = server.server._pool
-        wait_for(lambda: pool.lost == 0 and pool._active == 0 and pool.busy == 0)
+        wait_for(lambda: pool.lost == 0 and pool._drains == 0 and pool.busy == 0)
         raw.close()
 
 
