@@ -4,9 +4,10 @@ The program shares this process and may do anything to it, so nothing here is tr
 driver can only answer requests, and the judge decides outside. Loaded by path; standard library only.
 
 A frame is four bytes of length and a list, in JSON from the child and in `marshal` to it. The child starts with `ready`
-or `fault`. The judge sends the seed and the recursion limit, then any of `check`, `load`, `call`, `enter`, `repl`, each
-of which is answered with `value` or `error`; meanwhile a trusted child may `ask` for a function of the judge's side.
-An answer carries the random ticket of its request, so that bytes a program writes to the channel are never one.
+or `fault`. The judge sends the seed and the recursion limit, then any of `check`, `load`, `call`, `run_test` and
+`repl`, each of which is answered with `value` or `error`; meanwhile a trusted child may `ask` for a function of the
+judge's side. An answer carries the random ticket of its request, so that bytes a program writes to the channel are
+never one.
 """
 
 import atexit
@@ -143,10 +144,9 @@ class _Driver:
     """Holds the program's module and answers the judge's requests about it."""
 
     def __init__(self) -> None:
-        self.module = types.ModuleType("solution")
         self.objects: list[Any] = []
         self.known: list[Any] = []
-        self.hosted = False
+        self._enter("__main__", [])  # where a session's chunks run
 
     def handle(self, request: Any) -> None:
         """Answers one request, whatever the program does meanwhile."""
@@ -214,11 +214,6 @@ class _Driver:
         value = eval(compile(ast.Expression(last.value), "<solution>", "eval"), self.module.__dict__)  # noqa: S307
         text = "" if value is None else repr(value)
         return (values.encode(value, self._foreign), text[:_TEXT_CAP] if type(text) is str else "")
-
-    def enter(self, name: str) -> tuple[Any, ...]:
-        """Names the module in which a session's chunks run."""
-        self._enter(name, [])
-        return (None,)
 
     def _enter(self, name: str, hosted: list[str]) -> None:
         self.module = types.ModuleType(name)

@@ -1,11 +1,10 @@
 """Starting sandboxed processes: forked from a template under Landlock and seccomp, or one by one under bubblewrap.
 
-A `Launcher` gives a `Process`: a pid, a sure way to kill it, and our end of the channel.
+Each launcher gives a `Process`: a pid, a sure way to kill it, and our end of the channel.
 Not exercised by our tests where `bwrap` is not installed: the bubblewrap backend.
 """
 
 import contextlib
-import functools
 import os
 import select
 import shutil
@@ -17,9 +16,9 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-from mrlm_envs.sandbox.results import Limits, SandboxUnavailable
+from mrlm_envs.sandbox.results import Limits
 from mrlm_envs.sandbox.workspace import Workspace, hidden_directories, library_trees
 
 _TEMPLATE = str(Path(__file__).with_name("template.py"))
@@ -41,10 +40,14 @@ def environment() -> dict[str, str]:
     return {"PYTHONHASHSEED": "0", **kept}
 
 
+def _start(command: list[str], fd: int, **where: Any) -> "subprocess.Popen[Any]":
+    return subprocess.Popen(command, env=environment(), pass_fds=(fd,), start_new_session=True, **where)
+
+
 class Process:
     """A sandboxed process, seen from outside."""
 
-    def __init__(self, pid: int, pidfd: int, channel: socket.socket, owner: "Worker | subprocess.Popen[bytes]") -> None:
+    def __init__(self, pid: int, pidfd: int, channel: socket.socket, owner: "Worker | subprocess.Popen[Any]") -> None:
         self.pid, self.channel = pid, channel
         self._pidfd, self._owner = pidfd, owner
 
@@ -95,25 +98,6 @@ class Process:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         return self._owner.wait()
-
-
-class Launcher(Protocol):
-    """A way of starting sandboxed processes."""
-
-    with_landlock: bool
-
-    def start(self, workspace: Workspace, limits: Limits) -> Process:
-        """Starts one, locked in by the time it says that it is ready.
-
-        Raises:
-            LaunchFailed: It could not be started.
-            TemplateDied: A process of ours was killed; a new one will take the next call.
-        """
-        ...
-
-    def close(self) -> None:
-        """Ends everything that was started."""
-        ...
 
 
 class _Control:
@@ -195,13 +179,13 @@ class Worker:
 
 
 class TemplateLauncher:
-    """A template process and the workers forked from it; a template that died is replaced."""
+    """Starts processes by a template process and workers forked from it; a template that died is replaced."""
 
     with_landlock = True
 
     def __init__(self, scratch_root: str) -> None:
         self._root, self._lock = scratch_root, threading.Lock()
-        self._popen: subprocess.Popen[bytes] | None = None
+        self._popen: subprocess.Popen[Any] | None = None
         self._control: _Control | None = None
 
     @property
@@ -210,7 +194,12 @@ class TemplateLauncher:
         return self._popen.pid if self._popen is not None else 0
 
     def start(self, workspace: Workspace, limits: Limits) -> Process:
-        """Starts a child; see `Launcher`."""
+        """Starts a process, locked in by the time it says that it is ready.
+
+        Raises:
+            LaunchFailed: It could not be started.
+            TemplateDied: A process of ours was killed; a new one will take the next call.
+        """
         if workspace.worker is not None and (workspace.worker.limits.kernel, workspace.worker.template) != (
             limits.kernel,
             self.pid,
@@ -233,14 +222,8 @@ class TemplateLauncher:
             with self._lock:
                 template = self._control or self._begin()
                 message = b"W" + b"".join(bound.to_bytes(8, "big") for bound in limits.kernel)
-                fds = [
-                    workspace.stdin,
-                    workspace.stdout,
-                    workspace.stderr,
-                    worker.theirs.fileno(),
-                    workspace.ruleset,
-                    workspace.directory,
-                ]
+                fds = [workspace.stdin, workspace.stdout, workspace.stderr]
+                fds += [worker.theirs.fileno(), workspace.ruleset, workspace.directory]
                 try:
                     template.send(message, fds)
                     template.receive(b"W")
@@ -256,18 +239,10 @@ class TemplateLauncher:
 
     def _begin(self) -> _Control:
         control = _Control()
-        fd = control.theirs.fileno()
+        fd, nothing = control.theirs.fileno(), subprocess.DEVNULL
+        command = [sys.executable, *_PYTHON_FLAGS, _TEMPLATE, "serve", str(fd), str(os.getpid()), self._root]
         try:
-            self._popen = subprocess.Popen(
-                [sys.executable, *_PYTHON_FLAGS, _TEMPLATE, "serve", str(fd), str(os.getpid()), self._root],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=environment(),
-                cwd="/",
-                pass_fds=(fd,),
-                start_new_session=True,
-            )
+            self._popen = _start(command, fd, cwd="/", stdin=nothing, stdout=nothing, stderr=nothing)
         except OSError as error:
             control.close()
             raise LaunchFailed(f"{sys.executable} does not start: {error.strerror}") from error
@@ -322,16 +297,13 @@ class CommandLauncher:
         self._starter.submit(int).result()  # the thread starts here, so that no later `submit` can fail half-way
 
     def start(self, workspace: Workspace, limits: Limits) -> Process:
-        """Starts a process; see `Launcher`."""
+        """Starts a process, as `TemplateLauncher.start` does."""
         ours, theirs = socket.socketpair()
         with theirs:
-            command = self._command(theirs.fileno(), limits)
-            start = functools.partial(
-                subprocess.Popen, command, stdin=workspace.stdin, stdout=workspace.stdout, stderr=workspace.stderr,
-                env=environment(), cwd=workspace.scratch, pass_fds=(theirs.fileno(),), start_new_session=True,
-            )  # fmt: skip
+            fd, streams = theirs.fileno(), {name: getattr(workspace, name) for name in ("stdin", "stdout", "stderr")}
+            command = self._command(fd, limits)
             try:
-                popen = self._starter.submit(start).result()
+                popen = self._starter.submit(_start, command, fd, cwd=workspace.scratch, **streams).result()
             except OSError as error:
                 ours.close()
                 raise LaunchFailed(str(error)) from error
@@ -362,9 +334,16 @@ class CommandLauncher:
         command += ["--size", str(limits.disk_mb << 20), "--tmpfs", "/scratch", "--remount-ro", "/"]
         return [*command, "--chdir", "/scratch", "--", *python]
 
+    def forget_dead(self) -> None:
+        """Nothing: no process outlives its program."""
+
     def close(self) -> None:
         """Ends the starting thread."""
         self._starter.shutdown(wait=False)
+
+
+Launcher = TemplateLauncher | CommandLauncher
+"""A way of starting sandboxed processes."""
 
 
 def _interpreter_paths() -> set[str]:
@@ -376,13 +355,3 @@ def _interpreter_paths() -> set[str]:
             path = os.path.join(os.path.dirname(path), os.readlink(path))
     config = Path(sys.prefix) / "pyvenv.cfg"
     return paths | ({str(config)} if config.exists() else set())
-
-
-def require_posix() -> None:
-    """Refuses a system without Unix sockets and signals.
-
-    Raises:
-        SandboxUnavailable: On Windows.
-    """
-    if sys.platform == "win32":
-        raise SandboxUnavailable(f"no sandbox on {sys.platform}: model code runs on Linux only")

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mrlm_envs.sandbox import values
-from mrlm_envs.sandbox.launch import LaunchFailed, Process, Workspace
+from mrlm_envs.sandbox.launch import LaunchFailed, Process
 from mrlm_envs.sandbox.results import Answer, Failure, Limits
+from mrlm_envs.sandbox.workspace import Workspace
 
 MAX_FRAME = 4 << 20
 """Bytes of one answer. All answers to one request together get twice that."""
@@ -185,10 +186,6 @@ class Program:
         if failure := self.finish_load(timeout_s):
             return Answer(failure=failure)
         return next(self._requests([["run_test", code, table]], timeout_s, host))
-
-    def enter(self) -> None:
-        """Creates the namespace of an interpreter session."""
-        next(self._requests([["enter", "__main__"]], self._limits.timeout_s))
 
     def repl(self, code: str, timeout_s: float) -> Answer:
         """Executes a chunk in the namespace of the chunks before; a last expression is its value."""

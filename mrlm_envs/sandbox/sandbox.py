@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -15,17 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
-from mrlm_envs.sandbox.launch import (
-    CommandLauncher,
-    Launcher,
-    LaunchFailed,
-    TemplateDied,
-    TemplateLauncher,
-    Workspace,
-    require_posix,
-)
+from mrlm_envs.sandbox.launch import CommandLauncher, Launcher, LaunchFailed, TemplateDied, TemplateLauncher
 from mrlm_envs.sandbox.program import Program
 from mrlm_envs.sandbox.results import Answer, Failure, Limits, Result, SandboxFault, SandboxUnavailable
+from mrlm_envs.sandbox.workspace import Workspace
 
 Backend = Literal["auto", "landlock", "bwrap", "unsafe"]
 FunctionCall = tuple[str, Sequence[Any]] | tuple[str, Sequence[Any], Mapping[str, Any]]
@@ -63,7 +57,8 @@ class Sandbox:
             raise ValueError(f"unknown sandbox {backend!r}; choose auto, landlock, bwrap or unsafe")
         if backend == "unsafe":
             warnings.warn('sandbox="unsafe": programs run without isolation, with all your rights', stacklevel=2)
-        require_posix()
+        if sys.platform == "win32":
+            raise SandboxUnavailable(f"no sandbox on {sys.platform}: model code runs on Linux only")
         self._backend: Backend = backend
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._workers = workers or available
@@ -148,7 +143,8 @@ class Sandbox:
                 return job()
             except (TemplateDied, LaunchFailed) as error:
                 reason = error
-                self._forget_dead()
+                if (launcher := self._launcher) is not None:
+                    launcher.forget_dead()
         try:
             with self.open(Limits(timeout_s=20.0)) as program:
                 if program.load(_CANARY) is None and program.call("double", [21]).value == 42:
@@ -339,11 +335,6 @@ class Sandbox:
                 raise LaunchFailed(f"a trusted program fails: {failure}")
             undo.pop_all()
 
-    def _forget_dead(self) -> None:
-        launcher = self._launcher
-        if isinstance(launcher, TemplateLauncher):
-            launcher.forget_dead()
-
     def close(self) -> None:
         """Ends every process and removes every file; a later run starts afresh."""
         if self._owner != os.getpid():
@@ -429,9 +420,7 @@ class InterpreterSession:
             self.restarted = self._held is not None
             self._held = contextlib.ExitStack()
             self._printed = (0, 0)
-            program = self._held.enter_context(self._sandbox.open(self._limits, seed=self._seed, queue=False))
-            program.enter()
-            self._program = program
+            self._program = self._held.enter_context(self._sandbox.open(self._limits, seed=self._seed, queue=False))
         return self._program
 
     def close(self) -> None:
