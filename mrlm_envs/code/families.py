@@ -4,54 +4,22 @@ A family is a text, a source and two draws; `families.yaml` holds them and says 
 and source stands for a parameter, so the reference solution is the source itself.
 """
 
-import builtins
-import functools
-import math
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any
 
-import numpy as np
-
+from mrlm_envs import draws
 from mrlm_envs.code.compare import Compare
 from mrlm_envs.tasks import packaged
 
-Params = dict[str, Any]
+Params = draws.Values
 
 
-class Draw:
-    """What the draws of `families.yaml` may call: the public methods."""
+class Draw(draws.Draw):
+    """What the draws of `families.yaml` may call."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rng = rng
-        self._functions = {name: getattr(self, name) for name in vars(Draw) if not name.startswith("_")}
-        self._functions |= {"gcd": math.gcd, "__builtins__": builtins}
-
-    def __call__(self, source: str, known: Params) -> Params:
-        """What a draw assigns, by name, given the names that it may read. The source is our own."""
-        scope = self._functions | known
-        exec(_compiled(source), scope)
-        return {name: value for name, value in scope.items() if not (name in self._functions or name in known)}
-
-    def whole(self, low: int, high: int) -> int:
-        """A number, both ends included."""
-        return int(self.rng.integers(low, high + 1))
-
-    def numbers(self, size: int, low: int = -9, high: int = 9) -> list[int]:
-        """A list of numbers."""
-        return self.rng.integers(low, high + 1, size=size).tolist()
-
-    def choice(self, items: list[Any]) -> Any:
-        """One of several texts or numbers."""
-        return self.rng.choice(items).item()
-
-    def row(self, *rows: Any) -> Any:
-        """One of several values, or rows of values that belong together."""
-        return rows[self.whole(0, len(rows) - 1)]
-
-    def distinct(self, count: int, low: int, high: int) -> list[int]:
+    def distinct(self, size: int, low: int, high: int) -> list[int]:
         """Different numbers in ascending order."""
-        return sorted(self.rng.choice(np.arange(low, high + 1), size=count, replace=False).tolist())
+        return sorted(self.sample(size, low, high))
 
     def word(self, size: int, alphabet: str) -> str:
         """Characters of an alphabet."""
@@ -162,11 +130,6 @@ class Family:
         """Draws one test's arguments, of a size from 0 up."""
         drawn = draw(self.inputs, {**params, "size": size})
         return tuple(drawn[name] for name in self.args.split(", "))
-
-
-@functools.cache
-def _compiled(source: str) -> CodeType:
-    return compile(source, "families.yaml", "exec")
 
 
 FAMILIES: dict[str, Family] = {name: Family(**fields) for name, fields in packaged(__file__, "families.yaml").items()}
