@@ -24,25 +24,12 @@ ENVIRONMENTS: dict[str, tuple[str, str, str]] = {
     "llm": ("mrlm/LLM-v0", "mrlm_envs.llm.env", "LLMEnv"),
 }
 
-for _id, _module, _class in ENVIRONMENTS.values():
+_entry_points: dict[str, tuple[str, str | None]] = {
+    _id: (f"{_module}:{_class}", f"{_module}:make_vec") for _id, _module, _class in ENVIRONMENTS.values()
+}
+_entry_points["mrlm/OpenEnv-v0"] = "mrlm_envs.integrations.openenv:OpenEnv", None
+_entry_points["mrlm/Remote-v0"] = "mrlm_envs.serving.remote:RemoteEnv", "mrlm_envs.serving.remote:RemoteVectorEnv"
+for _id, (_single, _vector) in _entry_points.items():
     if _id not in gymnasium.registry:
-        gymnasium.register(
-            _id,
-            entry_point=f"{_module}:{_class}",
-            vector_entry_point=f"{_module}:make_vec",
-            # TextEnv checks types itself; Gymnasium's passive checker would double the cost of a step.
-            disable_env_checker=True,
-        )
-
-if "mrlm/OpenEnv-v0" not in gymnasium.registry:
-    gymnasium.register(
-        "mrlm/OpenEnv-v0", entry_point="mrlm_envs.integrations.openenv:OpenEnv", disable_env_checker=True
-    )
-
-if "mrlm/Remote-v0" not in gymnasium.registry:
-    gymnasium.register(
-        "mrlm/Remote-v0",
-        entry_point="mrlm_envs.serving.remote:RemoteEnv",
-        vector_entry_point="mrlm_envs.serving.remote:RemoteVectorEnv",
-        disable_env_checker=True,
-    )
+        # TextEnv checks types itself; Gymnasium's passive checker would double the cost of a step.
+        gymnasium.register(_id, entry_point=_single, vector_entry_point=_vector, disable_env_checker=True)

@@ -8,7 +8,6 @@ All tests of a program together get five times the time of one (`Limits.total_s`
 """
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -134,8 +133,7 @@ def judge(sandbox: Sandbox, problem: Problem, code: str, limits: Limits, run_all
     Raises:
         SandboxFault: The sandbox itself is broken, or the problem's own tests are.
     """
-    kinds: dict[bool, Callable[..., Verdict]] = {True: _judge_scripts, False: _judge_functions}
-    run = _judge_asserts if problem.hosts else kinds[not problem.entry_point]
+    run = _judge_asserts if problem.hosts else _judge_functions if problem.entry_point else _judge_scripts
     verdict = sandbox.attempt(lambda: run(sandbox, problem, code, limits, run_all))
     return verdict or Verdict(problem.tests, load=CRASHED)
 
