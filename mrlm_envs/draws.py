@@ -3,7 +3,7 @@
 import builtins
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import CodeType
 from typing import Any
 
@@ -30,6 +30,18 @@ class Draw:
         scope = self._functions | known
         exec(_compiled(source), scope)
         return {name: value for name, value in scope.items() if not (name in self._functions or name in known)}
+
+    def fill(self, template: str, values: Values) -> str:
+        """A template filled as an f-string is."""
+        return self(f'text = f"""{template}"""', values)["text"]
+
+    def listed(self, numbers: Iterable[int], sign: str = ", ") -> str:
+        """Numbers in a line."""
+        return sign.join(map(str, numbers))
+
+    def ordered(self, *numbers: int) -> str:
+        """Numbers in ascending order, as the name of a task has them."""
+        return self.listed(sorted(numbers), ",")
 
     def random(self) -> float:
         """A number from 0 up to 1."""

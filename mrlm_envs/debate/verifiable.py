@@ -47,10 +47,6 @@ class _Draw(Draw):
             before = after
         return lines
 
-    def listed(self, numbers: list[int], sign: str = ", ") -> str:
-        """Numbers in a line."""
-        return sign.join(map(str, numbers))
-
     def case(self, form: dict[str, Any], drawn: Values, wrong: Values) -> Values:
         """The values of a case: what was drawn, and what follows from it, except for what is wrong."""
         values = dict(drawn)
