@@ -72,7 +72,7 @@ def split_top(text: str, separators: str) -> list[str]:
     return [*items, text[start:].strip()]
 
 
-def _enclosed(text: str) -> tuple[str, str] | None:
+def enclosed(text: str) -> tuple[str, str] | None:
     """Brackets around the whole text, as a `Collection` kind, and what is inside."""
     opening = r"\{" if text.startswith(r"\{") else text[:1]
     closing = r"\}" if text.endswith(r"\}") else text[-1:]
@@ -89,8 +89,8 @@ def _enclosed(text: str) -> tuple[str, str] | None:
 
 def collection(text: str) -> Collection | None:
     """The items of a list, tuple, set or interval; None for a single value."""
-    enclosed = _enclosed(text)
-    kind, inside = enclosed or ("", text)
+    around = enclosed(text)
+    kind, inside = around or ("", text)
     if kind == "":
         inside = _SEPARATOR_WORD.sub(",", inside.replace("\\lor", " or ").removeprefix("either "))
     items = [item for item in split_top(inside, ",;") if item]
@@ -115,18 +115,18 @@ def plus_minus(text: str) -> str:
 
 def matrix(text: str) -> list[list[str]] | None:
     r"""The cells of `\begin{pmatrix}…` or of `[[1, 2], [3, 4]]`; None for anything else."""
-    enclosed = _enclosed(text)
-    if enclosed is not None and enclosed[1].startswith("\\begin"):
-        text = enclosed[1]
+    around = enclosed(text)
+    if around is not None and around[1].startswith("\\begin"):
+        text = around[1]
     match = _MATRIX.fullmatch(text)
     if match is not None:
         rows = [[cell.strip() for cell in row.split("&")] for row in _ROW.split(match[2])]
         if rows and rows[-1] == [""]:
             rows.pop()
         return rows if sum(map(len, rows)) <= MAX_ITEMS else None
-    if enclosed is None or enclosed[0] != "[]" or not enclosed[1].startswith("["):
+    if around is None or around[0] != "[]" or not around[1].startswith("["):
         return None
-    parts = [_enclosed(row) for row in split_top(enclosed[1], ",")]
+    parts = [enclosed(row) for row in split_top(around[1], ",")]
     if len(parts) > MAX_ITEMS or any(part is None or part[0] != "[]" for part in parts):
         return None
     return [split_top(part[1], ",") for part in parts if part is not None]
@@ -181,9 +181,9 @@ def intervals(text: str) -> tuple[str, list[Collection]] | None:
 def _one_interval(text: str) -> tuple[str, Collection] | None:
     if (outward := _OUTWARD.fullmatch(text)) is not None:
         text = "[("[text[0] == "]"] + (outward[1] or outward[2]) + "])"[text[-1] == "["]
-    enclosed = collection(text)
-    if enclosed is not None and enclosed.kind in ("()", "[]", "(]", "[)") and len(enclosed.items) == 2:
-        return "", Collection(enclosed.kind, [end.removeprefix("+").strip() for end in enclosed.items])
+    listed = collection(text)
+    if listed is not None and listed.kind in ("()", "[]", "(]", "[)") and len(listed.items) == 2:
+        return "", Collection(listed.kind, [end.removeprefix("+").strip() for end in listed.items])
     halves = [half for half in _AND.split(text) if half.strip()]
     if len(halves) == 2:  # x > 1 and x < 2
         both = [_one_interval(half.strip()) for half in halves]

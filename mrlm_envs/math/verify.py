@@ -36,6 +36,7 @@ from mrlm_envs.math.quantity import Quantity, agree, clean, quantity, unit
 from mrlm_envs.math.structure import (
     Collection,
     collection,
+    enclosed,
     equation,
     intervals,
     is_measure,
@@ -384,20 +385,9 @@ def _approximated(answer: str) -> str:
 
 def _unwrapped(text: str) -> str:
     """`(x + 1)` without its parentheses, if they belong together and hold one thing."""
-    if text.startswith("(") and text.endswith(")"):
-        inner = text[1:-1]
-        if len(split_top(text, ",;")) == 1 and len(split_top(inner, ",;")) == 1 and _is_balanced(inner):
-            return inner.strip()
-    return text
-
-
-def _is_balanced(text: str) -> bool:
-    depth = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if depth < 0:
-            return False
-    return depth == 0
+    around = enclosed(text)
+    holds_one = around is not None and around[0] == "()" and len(split_top(around[1], ",;")) == 1
+    return around[1] if around is not None and holds_one else text
 
 
 def _measured(text: str) -> tuple[str, tuple | None]:

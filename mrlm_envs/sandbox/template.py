@@ -44,7 +44,6 @@ def _hide_paths() -> None:
     """Programs see no command line and no path of ours."""
     sys.argv, sys.orig_argv = ["solution.py"], ["python", "solution.py"]
     sys.executable = sys._base_executable = ""  # pyright: ignore[reportAttributeAccessIssue]
-    sys.modules["__main__"].__file__ = "solution.py"
 
 
 def _address_space() -> int:
