@@ -160,7 +160,7 @@ def _named_unit(name: str) -> tuple[str, Fraction] | None:
 
 _N = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?:\ \d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d*)?|\.\d+)"
 _QUANTITY = re.compile(
-    rf"""(?P<sign>[+-]|negative\ |minus\ )?\s*(?P<money>(?:us)?\$|[€£¥₹]|rs\.?)?\s*(?P<sign2>[+-])?\s*
+    rf"""(?P<sign>[+-]|negative\ |minus\ )?\s*(?P<money>(?:us)?\$|[€£¥₹]|rs\.?|usd|eur|gbp|inr|jpy)?\s*(?P<sign2>[+-])?\s*
     (?: (?P<whole>\d+)\s*(?:\s|\\frac\{{)\s*(?P<top>\d+)\s*(?:/|\}}\{{)\s*(?P<bottom>\d+)\s*\}}?
       | \\frac\{{\s*(?P<num>[+-]?{_N})\s*\}}\{{\s*(?P<den>[+-]?{_N})\s*\}}
       | (?P<num2>{_N})\s*/\s*(?P<den2>[+-]?{_N})
@@ -175,6 +175,7 @@ _QUANTITY = re.compile(
 )
 _BESIDE_ZERO = re.compile(r"(.+) (below|above) (?:zero|0)")
 _COMPOUND = re.compile(r"(?<=[A-Za-z°'])\s?,?\s(?:and\s)?(?=\d)|(?<=[a-z])(?=\d)")
+_ASIDE = re.compile(r"(?<=\d) \(([A-Za-z ]+)\)")  # 18 (apples)
 _MONEY = {"$": "usd", "us$": "usd", "€": "eur", "£": "gbp", "¥": "jpy", "₹": "inr", "rs": "inr", "rs.": "inr"}
 
 
@@ -191,6 +192,7 @@ def quantity(text: str, attached: bool = True) -> Quantity | None:
         return None
     if text[:1].isalpha():
         text = _in_digits(text)
+    text = _ASIDE.sub(r" \1", text)
     if not any("0" <= c <= "9" for c in text):
         return None
     if (beside := _BESIDE_ZERO.fullmatch(text)) is not None:  # 7 degrees below zero
@@ -217,7 +219,7 @@ def quantity(text: str, attached: bool = True) -> Quantity | None:
             return None
         dimension, factor = known
     if match["money"]:
-        money = _MONEY[match["money"].lower()]
+        money = _MONEY.get(match["money"].lower(), match["money"].lower())
         if dimension.startswith("/"):
             dimension = money + dimension
         elif dimension.startswith("?") or not dimension:
