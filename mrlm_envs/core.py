@@ -39,7 +39,7 @@ from mrlm_envs.tasks import SPLITS, in_split, nearest
 
 Options = dict[str, Any]
 
-MAX_OBSERVATION = 65_536  # characters; a longer observation is cut and says so
+MAX_OBSERVATION = 65_536  # characters; a longer observation is truncated, and says so
 _MAX_DRAWS = 2_000  # redraws until a task of the split turns up; with one in five, chance alone never gets there
 _INTEGERS = (int, np.integer)
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -103,7 +103,7 @@ class TextEnv(gymnasium.Env[str, str]):
     Args:
         split: "train", "test" or "all".
         max_turns: Actions after which the episode ends as `terminated` with `stop_reason="max_turns"`.
-        max_length: Characters of an action; what is beyond is cut before `respond` sees it.
+        max_length: Characters of an action; longer ones are truncated before `respond` sees them.
         system_prompt: Replaces the environment's own system prompt.
         render_mode: "ansi" makes `render()` return the conversation so far.
 
@@ -279,7 +279,7 @@ class TextEnv(gymnasium.Env[str, str]):
         """Take one turn.
 
         Args:
-            action: Any string. Lone surrogates are replaced and the length is cut to `max_length`.
+            action: Any string. Lone surrogates are replaced, and it is truncated to `max_length` characters.
 
         Returns:
             `(observation, reward, terminated, truncated, info)`.

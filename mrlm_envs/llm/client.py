@@ -10,7 +10,7 @@ per process, and may be called from synchronous code in any thread, or awaited o
     await client.chat(messages)                  # the same, awaited
 
 A call that cannot be answered raises `ChatError` in one line; inside an environment that is an `EnvFault`, so the
-episode ends as truncated and never as the agent's loss. The openai package is imported with the first call
+episode ends truncated, and the agent does not lose it. The openai package is imported with the first call
 (`pip install "mrlm[llm]"`).
 """
 
@@ -43,8 +43,8 @@ class ChatError(EnvFault):
 class Unanswered(ChatError):
     """The endpoint works but does not answer this question: HTTP 400, or JSON that does not fit, however often asked.
 
-    Words of a policy in the question can cause that, so an environment first asks without them, and
-    lets only that failure pass.
+    The policy's words in the question can cause that, so an environment asks again without them; only if that fails,
+    too, is it a fault.
     """
 
 

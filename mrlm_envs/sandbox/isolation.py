@@ -1,4 +1,4 @@
-"""What locks a process in: Landlock, seccomp, resource limits. Linux only, through ctypes, no compiler needed.
+"""Locks a process in with Landlock, seccomp and resource limits. Linux only, through ctypes; no compiler needed.
 
 Loaded by path inside the sandbox's own interpreter, so it imports the standard library only.
 """
@@ -39,7 +39,7 @@ def prctl(what: str, option: int, *args: int) -> None:
 
 
 def prepared_prctl(what: str, option: int, *args: object) -> Callable[[], None]:
-    """A call of prctl(2) with its arguments converted: in a new process, converting them costs more than the call."""
+    """A call of prctl(2) with converted arguments: in a new process, converting them costs more than the call."""
     assert _libc is not None, "Linux only"
     call = _libc.prctl
     words = [ctypes.c_ulong(a) if isinstance(a, int) else a for a in (*args, *[0] * (4 - len(args)))]
@@ -230,7 +230,7 @@ class _SockFprog(ctypes.Structure):
 
 
 def seccomp_restriction(program: bytes) -> Callable[[], None]:
-    """A function that puts the calling thread, and what it starts, under `program` for good."""
+    """A function that installs `program` for good, for the calling thread and all that it starts."""
     return prepared_prctl("seccomp", PR_SET_SECCOMP, 2, ctypes.byref(_SockFprog(len(program) // 8, program)))
 
 
@@ -238,13 +238,13 @@ def seccomp_restriction(program: bytes) -> Callable[[], None]:
 
 
 def drop_capabilities() -> None:
-    """Gives up every capability, so that root is an ordinary user who owns root's files."""
+    """Drops every capability, so that root is an ordinary user who owns root's files."""
     header = struct.pack("=Ii", 0x20080522, 0)
     _syscall("capset", {"x86_64": 126, "aarch64": 91}[platform.machine()], header, bytes(24))
 
 
 def death_pact() -> Callable[[int], None]:
-    """A function that has the kernel kill this process when its parent dies, given the parent's process id."""
+    """A function that makes the kernel kill this process when its parent, given by process id, dies."""
     ask = prepared_prctl("parent-death signal", PR_SET_PDEATHSIG, 9)
 
     def die_with(parent: int) -> None:

@@ -57,7 +57,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Malformed:
-    """What was meant as a call and cannot be read, with the reason for the agent."""
+    """A call that cannot be read, with the reason to tell the agent."""
 
     problem: str
 
@@ -67,7 +67,7 @@ Take = Callable[[str, re.Match[str]], tuple[Sequence[Entry], int]]
 
 
 def parse(text: str, call_format: str = "auto") -> list[Entry]:
-    """The calls in a reply, in order, and what failed to be one. Linear in the length of the text.
+    """The calls in a reply, in order; those that cannot be read are `Malformed`. Linear in the length of the text.
 
     Args:
         text: All that the agent wrote.
@@ -119,7 +119,7 @@ def _python(call: Call) -> str:
 
 
 def _scan(text: str, pattern: re.Pattern[str], take: Take) -> Iterator[Entry]:
-    """Goes from marker to marker; `take` reads what stands there and says where it ends."""
+    """Goes from marker to marker; `take` reads the calls at one and returns where they end."""
     position = found = 0
     in_fence = False
     while found < MAX_CALLS and (marker := pattern.search(text, position)):
@@ -217,7 +217,7 @@ def _call(value: Any) -> Entry:
 
 
 def _decode(text: str, start: int) -> tuple[Any, int]:
-    """The JSON value at a place and where it ends; `Malformed` when there is none."""
+    """The JSON value at a position and where it ends; `Malformed` when there is none."""
     try:
         return _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
@@ -227,7 +227,7 @@ def _decode(text: str, start: int) -> tuple[Any, int]:
 
 
 def _plain(value: Any) -> Any:
-    """A literal as a JSON value with clean text.
+    """A literal as a JSON value that encodes as UTF-8.
 
     Raises:
         ValueError: It has none.

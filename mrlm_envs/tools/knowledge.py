@@ -47,7 +47,7 @@ class Knowledge(Toolset):
 
     @classmethod
     def of(cls, source: Source | None) -> "Knowledge":
-        """The one of this process for a source of `mrlm_envs.tasks`; None is the package's encyclopedia.
+        """The index of this process over a source (see `mrlm_envs.tasks`), by default over the package's encyclopedia.
 
         Raises:
             FileNotFoundError: No such file.

@@ -3,8 +3,8 @@
     registry.add(connect({"command": "python", "args": ["my_server.py"]}))
     registry.add(connect({"url": "http://127.0.0.1:8000/mcp"}))
 
-A process keeps one connection to a server, which all its environments share, so what the server remembers, episodes
-share too. What the server refuses is the agent's to read; a server that is gone is an `EnvFault`.
+All environments of a process share one connection to a server, so episodes also share what the server remembers. The
+agent reads the server's refusals; a lost server is an `EnvFault`.
 """
 
 import asyncio
