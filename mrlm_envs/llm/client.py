@@ -25,8 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from mrlm_envs.background import run
-from mrlm_envs.background import spawn as _spawn
+from mrlm_envs.background import run, spawn
 from mrlm_envs.core import EnvFault
 
 Message = Mapping[str, Any]
@@ -141,7 +140,7 @@ class ChatClient:
         Raises:
             ChatError: When no answer came.
         """
-        return await asyncio.wrap_future(_spawn(self._chat(messages, sampling)))
+        return await asyncio.wrap_future(spawn(self._chat(messages, sampling)))
 
     def ask(self, messages: Sequence[Message], **sampling: Any) -> ChatReply:
         """`chat` for synchronous code, from any thread (not from a coroutine: there, await `chat`)."""
@@ -149,7 +148,7 @@ class ChatClient:
 
     def submit(self, messages: Sequence[Message], **sampling: Any) -> Future[ChatReply]:
         """`chat` as a future, for whoever keeps many questions in flight from one thread."""
-        return _spawn(self._chat(messages, sampling))
+        return spawn(self._chat(messages, sampling))
 
     def check(self) -> None:
         """Ask for the list of models, once, so that a wrong address or key is known before any work is done.
@@ -177,7 +176,7 @@ class ChatClient:
         self, messages: Sequence[Message], schema: Mapping[str, Any], *, attempts: int = 3, **sampling: Any
     ) -> dict[str, Any]:
         """An answer as a JSON object; see `ask_json`."""
-        return await asyncio.wrap_future(_spawn(self._chat_json(messages, schema, attempts, sampling)))
+        return await asyncio.wrap_future(spawn(self._chat_json(messages, schema, attempts, sampling)))
 
     def ask_json(
         self, messages: Sequence[Message], schema: Mapping[str, Any], *, attempts: int = 3, **sampling: Any

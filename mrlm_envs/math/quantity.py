@@ -160,7 +160,8 @@ def _named_unit(name: str) -> tuple[str, Fraction] | None:
 
 _N = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?:\ \d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d*)?|\.\d+)"
 _QUANTITY = re.compile(
-    rf"""(?P<sign>[+-]|negative\ |minus\ )?\s*(?P<money>(?:us)?\$|[€£¥₹]|rs\.?|usd|eur|gbp|inr|jpy)?\s*(?P<sign2>[+-])?\s*
+    rf"""(?P<sign>[+-]|negative\ |minus\ )?\s*
+    (?P<money>(?:us)?\$|[€£¥₹]|rs\.?|usd|eur|gbp|inr|jpy)?\s*(?P<sign2>[+-])?\s*
     (?: (?P<whole>\d+)\s*(?:\s|\\frac\{{)\s*(?P<top>\d+)\s*(?:/|\}}\{{)\s*(?P<bottom>\d+)\s*\}}?
       | \\frac\{{\s*(?P<num>[+-]?{_N})\s*\}}\{{\s*(?P<den>[+-]?{_N})\s*\}}
       | (?P<num2>{_N})\s*/\s*(?P<den2>[+-]?{_N})
