@@ -6,7 +6,8 @@ A row of a topic file:
      "pro": [{"id": "P1", "claim": "…", "source": "…", "refutes": ["C2"]}, …],
      "con": [{"id": "C1", "claim": "…", "source": "…", "refutes": ["P1"]}, …]}
 
-`id`s of evidence may be left out (P1, P2, …, C1, C2, …), and so may `refutes`. The package's own topics are in
+`id`s of evidence may be left out (P1, P2, …, C1, C2, …), and so may `refutes`; a plain string is a claim. `topic`,
+`pro_points` and `con_points` are other names of `motion`, `pro` and `con`. The package's own topics are in
 `topics.json`; their claims are plausible common knowledge written for this project, not citations of real studies.
 """
 
@@ -23,6 +24,7 @@ from mrlm_envs.debate import verifiable
 from mrlm_envs.tasks import Row, Source, Tasks, read_rows
 
 SIDES = ("pro", "con")
+_OTHER_NAMES = {"topic": "motion", "pro_points": "pro", "con_points": "con"}  # of a row's fields
 FORMATS = ("open", "verifiable")
 _ID = re.compile(r"[A-Za-z]{1,8}\d{1,4}")
 
@@ -83,6 +85,7 @@ def topic_from_row(row: Row, number: int, source: str) -> Topic:
         ValueError: names the source, the row and the field that is missing or does not fit.
     """
     where = f"topics {source}, row {number}"
+    row = {**{name: row[given] for given, name in _OTHER_NAMES.items() if given in row}, **row}
     for name in ("id", "motion", "pro", "con"):
         if name not in row:
             raise ValueError(f"{where}: field {name!r} is missing (found: {', '.join(map(str, row))})")
@@ -107,6 +110,7 @@ def _bank(items: Any, side: str, where: str) -> tuple[Evidence, ...]:
         raise ValueError(f"{where}: field {side!r} must be a list of at least one piece of evidence, got {items!r:.60}")
     bank = []
     for n, item in enumerate(items, start=1):
+        item = {"claim": item} if isinstance(item, str) else item
         if not isinstance(item, Mapping) or not isinstance(item.get("claim"), str) or not item["claim"].strip():
             raise ValueError(f"{where}: {side} evidence {n} must be an object with 'claim', got {item!r:.60}")
         name = item.get("id") or f"{side[0].upper()}{n}"

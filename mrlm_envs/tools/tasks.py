@@ -49,8 +49,8 @@ def task(row: Mapping[str, Any], number: int, source: str) -> Task:
 
     | field | meaning |
     | --- | --- |
-    | `question` | what the agent is asked |
-    | `answer` | the right answer, text or number |
+    | `question` or `task` | what the agent is asked |
+    | `answer` or `expected_answer` | the right answer, text or number |
     | `files`, `files_after` | content by path, at the start and at the end; `files_after` counts when it is there |
     | `calls` | the reference: a list of `{"name", "arguments"}`, or of lists of them (one for each turn) |
     | `task_id` or `id` | its name; source and row number unless given |
@@ -67,7 +67,7 @@ def task(row: Mapping[str, Any], number: int, source: str) -> Task:
         ValueError: Names source, row and the field that is missing or does not fit.
     """
     where = f"tasks {source}, row {number}"
-    question, answer = row.get("question"), row.get("answer")
+    question, answer = row.get("question", row.get("task")), row.get("answer", row.get("expected_answer"))
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"{where}: field 'question' is missing (found: {', '.join(map(str, row)) or 'nothing'})")
     if isinstance(answer, int | float) and not isinstance(answer, bool):

@@ -65,7 +65,7 @@ def test_a_row_gets_ids_and_a_clean_motion():
     [
         ({"motion": ""}, "field 'motion' must be text"),
         ({"pro": []}, "field 'pro' must be a list"),
-        ({"pro": ["claim"]}, "pro evidence 1 must be an object with 'claim'"),
+        ({"pro": [7]}, "pro evidence 1 must be an object with 'claim'"),
         ({"pro": [{"claim": "x", "id": "1P"}]}, "evidence id '1P' must be letters and a number"),
         ({"pro": [{"claim": "x", "refutes": ["C9"]}]}, "P1 refutes C9, which is not evidence of con"),
         ({"pro": [{"claim": "x", "refutes": "C1"}]}, "'refutes' of P1 must be a list"),
@@ -78,6 +78,14 @@ def test_a_row_that_does_not_fit_says_where(change, message):
         topic_from_row({**ROW, **change}, 3, "f")
     with pytest.raises(ValueError, match="field 'con' is missing"):
         topic_from_row({key: value for key, value in ROW.items() if key != "con"}, 3, "f")
+
+
+def test_points_of_both_sides_are_claims_without_more():
+    topic = topic_from_row(
+        {"id": "tea", "topic": "Tea wins.", "pro_points": ["It calms"], "con_points": ["a", "b"]}, 1, "x"
+    )
+    assert (topic.motion, topic.pro.evidence[0].claim) == ("Tea wins", "It calms")
+    assert [item.id for item in topic.con.evidence] == ["C1", "C2"]
 
 
 def test_topics_come_from_a_file(tmp_path):

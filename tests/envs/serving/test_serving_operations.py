@@ -288,7 +288,7 @@ def test_a_node_client_plays_an_episode(server: Running, node: str):
 def test_a_jax_trainer_learns_on_a_served_environment(server: Running):
     pytest.importorskip("jax")
     pytest.importorskip("optax")
-    command = [sys.executable, str(EXTERNAL / "jax_reinforce.py"), "--address", server.address, "--steps", "251"]
+    command = [sys.executable, str(EXTERNAL.parent / "jax_reinforce.py"), "--address", server.address, "--steps", "251"]
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True, env=env)
     right = [float(line.split()[-1]) for line in done.stdout.splitlines()]

@@ -325,6 +325,11 @@ def test_tools_and_pages_of_your_own_serve_tasks_of_your_own():
     assert env.step("<answer>12 km</answer>")[1] == 1.0
 
 
+def test_a_task_may_be_called_task_and_its_answer_expected_answer():
+    env = ToolUseEnv(tasks=[{"id": "a", "task": "Say 7.", "required_tools": ["calculator"], "expected_answer": 7}])
+    assert env.reset(seed=0)[0] == "Say 7." and env.step("<answer>7</answer>")[1] == 1.0
+
+
 def double(n: int) -> int:
     """Twice a number."""
     return 2 * n

@@ -2,7 +2,7 @@
 
     pip install jax optax "mrlm[serve]"
     mrlm serve --environments math --allow-kwargs kinds,difficulty
-    python jax_reinforce.py --address 127.0.0.1:25051
+    python examples/jax_reinforce.py --address 127.0.0.1:25051
 
 The policy is a small network that reads the two digits of "What is 4 + 6?" and chooses one of the nineteen possible
 answers; it starts at one in nineteen and ends above nine in ten. Everything goes through `mrlm/Remote-v0`: one call
