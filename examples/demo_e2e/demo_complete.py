@@ -99,7 +99,7 @@ def main(
         print(f"{envs[-1].id}: {env.unwrapped.num_tasks} tasks; the first begins {env.reset(seed=0)[0][:60]!r}")
 
     phase(6, "Initial evaluation")
-    sampling = Sampling(temperature=0.0, max_turn_tokens=tokens, max_episode_tokens=tokens)
+    sampling = Sampling(max_turn_tokens=tokens, max_episode_tokens=tokens)  # temperature 1, as in training
     before = show(evaluate(policy, envs, n=20, sampling=sampling))
 
     phase(7, "Training and final evaluation")
