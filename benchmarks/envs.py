@@ -7,8 +7,8 @@ Every contender makes (or takes from its dataset) a sum of two two-digit numbers
 are interleaved; a row is the median of the rounds' rates by CPU time (children and threads included), and its ratio to
 reasoning-gym. A peer that is not installed is left out and said so.
 
-A second table sets each of our families beside reasoning-gym's nearest one, a third the games beside gem's and
-reasoning-gym's Sokoban (`--games` prints that one alone).
+A second table sets each of our families beside reasoning-gym's nearest one; `--games` prints another, the games beside
+gem's and reasoning-gym's Sokoban.
 
 What is compared: reasoning-gym makes each task from its seed and scores by string equality; gem takes rows from a
 dataset and grades in a process pool; verifiers takes rows and grades by math-verify in a thread; ours makes each task
@@ -259,7 +259,6 @@ def main() -> None:
     for name, rate in sorted(medians.items(), key=lambda item: -item[1]):
         print(f"| {name} | {rate:,.0f} | {f'{rate / base:.2f}×' if base else ''} |")
     families()
-    games()
 
 
 if __name__ == "__main__":
