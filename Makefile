@@ -16,7 +16,7 @@ test-slow: install
 	$(BIN)/python -m pytest -m slow
 
 # Our integrations against the packages that they are for, each in a virtual environment of its own: their pins conflict.
-test-peers: $(addprefix test-peer-,openenv inspect verifiers agilerl)
+test-peers: $(addprefix test-peer-,openenv inspect verifiers skyrl agilerl)
 
 test-peer-%:
 	$(PYTHON) -m venv build/peers/$*

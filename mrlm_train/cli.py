@@ -318,23 +318,23 @@ def demo(output: Annotated[str, arg(metavar="DIR")] = "runs/demo", seed: int = 0
 
 
 def export(
-    kind: Positional[Literal["openenv"]],
+    kind: Positional[Literal["openenv", "verifiers"]],
     environment: Positional[str],
     folder: Positional[str],
     env_arg: Pairs = (),
 ) -> None:
-    """Write a folder that serves an environment by OpenEnv's protocol, with what `openenv validate` wants.
+    """Write a folder that brings an environment to another project.
 
     Args:
-        kind: Whose folder.
+        kind: openenv (a Space that serves it, with what `openenv validate` wants) or verifiers (a package for vf-eval).
         environment: Short name (math), id, or module:id.
         folder: Where it goes.
         env_arg: Argument of the environment, the value in YAML, for example difficulty=[1,2]; may be given again.
     """
-    from mrlm_envs.integrations import openenv
+    from mrlm_train.commands import export as command
 
     [entry] = _entries([environment], env_arg)
-    openenv.export(entry.id, folder, **entry.kwargs)
+    command.run(kind, entry.id, folder, **entry.kwargs)
     print(f"{entry.id} written to {folder}")
 
 

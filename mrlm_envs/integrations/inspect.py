@@ -16,7 +16,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mrlm_envs.integrations.episode import require
+from mrlm_envs.tools.calls import Call, parse
+
 Row = Mapping[str, Any]
+_KEPT = ("env_id", "kwargs", "seed", "agent", "stop_reason", "turn_rewards", "valid")
 
 
 def write_log(episodes: Iterable[Row], path: str | os.PathLike[str], model: str = "") -> None:
@@ -31,98 +35,75 @@ def write_log(episodes: Iterable[Row], path: str | os.PathLike[str], model: str 
         ModuleNotFoundError: inspect-ai is not installed.
         ValueError: There are no episodes, or the path has another ending.
     """
-    try:
-        from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalResults, EvalSpec, write_eval_log
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError('exporting to Inspect needs inspect-ai; pip install "mrlm[inspect]"') from None
+    require("inspect-ai")
+    from inspect_ai.log import EvalLog, write_eval_log
 
     rows = list(episodes)
     if not rows:
         raise ValueError("there are no episodes to export")
     if not str(path).endswith((".eval", ".json")):
         raise ValueError(f"path {path}: an Inspect log ends in .eval or .json")
+    model = model or str(rows[0].get("policy") or "policy")
     attempts: Counter[str] = Counter()
     samples = []
     for row in rows:
         name = f"{row.get('task_id') or row['env_id']}#{row.get('seed', 0)}"
         attempts[name] += 1
-        samples.append(_sample(row, name, attempts[name]))
+        samples.append({"id": name, "epoch": attempts[name], "target": "", **_sample(row, model)})
     names = " + ".join(dict.fromkeys(str(row["env_id"]) for row in rows))
-    spec = EvalSpec(
-        created=datetime.datetime.now(datetime.UTC).isoformat(),
-        task=names.replace("/", "_"),
-        dataset=EvalDataset(name=names, samples=len(attempts), sample_ids=list(attempts)),
-        model=model or str(rows[0].get("policy") or "policy"),
-        config=EvalConfig(epochs=max(attempts.values())),
-    )
-    valid = [row for row in rows if row.get("valid", True)]
-    results = EvalResults(total_samples=len(rows), completed_samples=len(valid), scores=_means(valid))
-    write_eval_log(EvalLog(status="success", eval=spec, results=results, samples=samples), str(path))
-
-
-def _sample(row: Row, name: str, epoch: int) -> Any:
-    """One episode."""
-    from inspect_ai.log import EvalSample
-    from inspect_ai.model import ModelOutput
-    from inspect_ai.scorer import Score
-
-    messages = [_message(message) for message in row.get("messages", ())]
-    said = [message for message in messages if message.role == "assistant"]
-    metadata = {
-        key: row.get(key) for key in ("env_id", "kwargs", "seed", "agent", "stop_reason", "turn_rewards", "valid")
+    spec = {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(),
+        "task": names.replace("/", "_"),
+        "dataset": {"name": names, "samples": len(attempts), "sample_ids": list(attempts)},
+        "model": model,
+        "config": {"epochs": max(attempts.values())},
     }
-    scores = None
+    valid = [row for row in rows if row.get("valid", True)]
+    results = {"total_samples": len(rows), "completed_samples": len(valid), "scores": _means(valid)}
+    log = {"status": "success", "eval": spec, "results": results, "samples": samples}
+    write_eval_log(EvalLog.model_validate(log), str(path))
+
+
+def _sample(row: Row, model: str) -> dict[str, Any]:
+    """One episode."""
+    messages = [_message(message) for message in row.get("messages", ())]
+    said = [message["content"] for message in messages if message["role"] == "assistant"]
+    start = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
+    scores: dict[str, Any] | None = None
     if row.get("valid", True):
-        reward = float(sum(row.get("turn_rewards", ())))
-        scores = {"reward": Score(value=reward, explanation=f"by turn: {row.get('turn_rewards')}")}
+        scores = {"reward": {"value": _return(row), "explanation": f"by turn: {row.get('turn_rewards')}"}}
         if row.get("success") is not None:
-            scores["success"] = Score(value="C" if row["success"] else "I", answer=said[-1].text if said else None)
-    start = next((i for i, message in enumerate(messages) if message.role == "assistant"), len(messages))
-    return EvalSample(
-        id=name,
-        epoch=epoch,
-        input=messages[:start] or name,
-        target="",
-        messages=messages,
-        output=ModelOutput.from_content(str(row.get("policy") or "policy"), said[-1].text if said else ""),
-        scores=scores,
-        metadata=metadata,
-    )
+            scores["success"] = {"value": "C" if row["success"] else "I", "answer": said[-1] if said else None}
+    last = {"role": "assistant", "content": said[-1] if said else ""}
+    return {
+        "input": messages[:start] or str(row["env_id"]),
+        "messages": messages,
+        "output": {"model": model, "choices": [{"message": last}]},
+        "scores": scores,
+        "metadata": {key: row.get(key) for key in _KEPT},
+    }
 
 
-def _message(message: Row) -> Any:
-    """A chat message as Inspect's."""
-    from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageTool, ChatMessageUser
-    from inspect_ai.tool import ToolCall
-
-    content = message.get("content") or ""
-    if message["role"] != "assistant":
-        kinds = {"system": ChatMessageSystem, "tool": ChatMessageTool}
-        return kinds.get(message["role"], ChatMessageUser)(content=content)
+def _message(message: Row) -> dict[str, Any]:
+    """A chat message as Inspect's, with the tool calls that a policy wrote into its reply."""
+    role, content = message["role"], message.get("content") or ""
     calls = []
-    for number, call in enumerate(message.get("tool_calls") or _calls_in(content)):
-        function = call.get("function", call)
-        given = function.get("arguments") or {}
-        arguments = json.loads(given) if isinstance(given, str) else given
-        calls.append(ToolCall(id=f"call_{number}", function=str(function.get("name")), arguments=arguments))
-    return ChatMessageAssistant(content=content, tool_calls=calls or None)
+    if role == "assistant":
+        given = message.get("tool_calls") or [vars(call) for call in parse(content) if isinstance(call, Call)]
+        for number, call in enumerate(given):
+            function = call.get("function", call)
+            arguments = function.get("arguments") or {}
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            calls.append({"id": f"call_{number}", "function": str(function.get("name")), "arguments": arguments})
+    return {"role": role, "content": content} | ({"tool_calls": calls} if calls else {})
 
 
-def _calls_in(text: str) -> list[dict[str, Any]]:
-    """The tool calls that a policy wrote into its reply."""
-    from mrlm_envs.tools.calls import Call, parse
-
-    found = parse(text)
-    return [{"name": call.name, "arguments": call.arguments} for call in found if isinstance(call, Call)]
+def _return(row: Row) -> float:
+    return float(sum(row.get("turn_rewards", ())))
 
 
-def _means(rows: list[Row]) -> list[Any]:
-    from inspect_ai.log import EvalMetric, EvalScore
-
-    parts = {"reward": [float(sum(row.get("turn_rewards", ()))) for row in rows]}
-    parts["success"] = [float(row["success"]) for row in rows if row.get("success") is not None]
-    return [
-        EvalScore(name=name, scorer=name, metrics={"mean": EvalMetric(name="mean", value=statistics.fmean(values))})
-        for name, values in parts.items()
-        if values
-    ]
+def _means(rows: list[Row]) -> list[dict[str, Any]]:
+    solved = [float(row["success"]) for row in rows if row.get("success") is not None]
+    parts = {"reward": [_return(row) for row in rows], "success": solved}
+    means = {name: {"name": "mean", "value": statistics.fmean(values)} for name, values in parts.items() if values}
+    return [{"name": name, "scorer": name, "metrics": {"mean": mean}} for name, mean in means.items()]

@@ -4,13 +4,13 @@
   Unsloth's integrations, AgileRL, NeMo-Gym, verifiers). `mrlm serve --openenv` runs it. Each WebSocket has its own
   environment; a step after a reconnect is a `SESSION_ERROR` and never meets a fresh environment.
 - `mrlm/OpenEnv-v0` is a text Gymnasium environment behind an OpenEnv server's address.
-- `export(env_id, folder)` writes the folder that `openenv validate` and a Space want.
 
 The protocol has no request ids, so a step whose reply is lost is lost: exactly-once is `mrlm serve`'s alone. What is
 privileged never travels; `task_id` and the like are in `metadata`, because some clients show the policy the whole
 `observation`. Needs `pip install "mrlm[openenv]"`.
 """
 
+import asyncio
 import json
 import urllib.request
 from pathlib import Path
@@ -19,12 +19,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import gymnasium
 
 from mrlm_envs.core import EnvFault, Opening, Options, Reply, TextEnv
+from mrlm_envs.integrations.episode import Episode, make, require
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.websockets import WebSocket
 
-SCHEMA: dict[str, Any] = json.loads(Path(__file__).with_name("openenv_schema.json").read_text("utf-8"))
+PAGES: dict[str, Any] = json.loads(Path(__file__).with_name("openenv_pages.json").read_text("utf-8"))
+"""The replies that are the same for every environment, by path. That `/openapi.json` lists `/reset`, `/step` and
+`/state` means simulation mode to `openenv validate`; they are reached over `/ws`."""
+
 _IN_OBSERVATION = ("role", "tools", "system")  # keys of `info` that are not metadata
 
 
@@ -40,64 +44,29 @@ def app(env_id: str, max_sessions: int = 256, **kwargs: Any) -> "Starlette":
         ModuleNotFoundError: `mrlm[openenv]` is not installed.
         ValueError: The environment's observations or actions are not text.
     """
-    try:
-        from starlette.applications import Starlette
-        from starlette.requests import Request
-        from starlette.responses import JSONResponse
-        from starlette.routing import Route, WebSocketRoute
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError('serving OpenEnv needs starlette; pip install "mrlm[openenv]"') from None
+    require("starlette")
+    from starlette.applications import Starlette
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route, WebSocketRoute
 
-    first = _make(env_id, kwargs)
+    first = make(env_id, **kwargs)
     page = (type(first.unwrapped).__doc__ or env_id).strip().splitlines()[0]
     first.close()
-    about = {"name": env_id, "description": page, "version": "1.0.0"}
-    paths = {path: {"get": {"responses": {"200": {"description": "OK"}}}} for path in _DOCUMENTED}
-    openapi = {"openapi": "3.1.0", "info": {"title": env_id, "version": "1.0.0"}, "paths": paths}
-    open_sessions: set[int] = set()
-
-    def say(body: Any) -> Any:
-        return lambda request: JSONResponse(body)
-
-    async def mcp(request: Request) -> JSONResponse:
-        error = {"code": -32601, "message": "this environment has no MCP tools; play it over /ws"}
-        return JSONResponse({"jsonrpc": "2.0", "id": None, "error": error})
+    pages = {**PAGES, "/metadata": {"name": env_id, "description": page, "version": "1.0.0"}}
+    free = asyncio.Semaphore(max_sessions)
 
     async def socket(websocket: "WebSocket") -> None:
         await websocket.accept()
-        if len(open_sessions) >= max_sessions:
+        if free.locked():
             await websocket.send_json(_error("CAPACITY_REACHED", f"all {max_sessions} sessions are taken"))
             return await websocket.close()
-        session = _Session(env_id, kwargs)
-        open_sessions.add(id(session))
-        try:
-            await session.serve(websocket)
-        finally:
-            open_sessions.discard(id(session))
-            session.close()
+        async with free:
+            await _Session(Episode(env_id, **kwargs)).serve(websocket)
 
-    return Starlette(
-        routes=[
-            Route("/health", say({"status": "healthy"})),
-            Route("/metadata", say(about)),
-            Route("/schema", say(SCHEMA)),
-            Route("/openapi.json", say(openapi)),
-            Route("/mcp", mcp, methods=["POST"]),
-            WebSocketRoute("/ws", socket),
-        ]
-    )
+    def route(path: str, body: Any) -> Route:
+        return Route(path, lambda request: JSONResponse(body), methods=["POST" if path == "/mcp" else "GET"])
 
-
-# `/reset`, `/step` and `/state` mean simulation mode to `openenv validate`; they are reached over `/ws`.
-_DOCUMENTED = ("/health", "/metadata", "/schema", "/mcp", "/ws", "/reset", "/step", "/state")
-
-
-def _make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env[str, str]:
-    name = f"mrlm_envs:{env_id}" if env_id.startswith("mrlm/") else env_id
-    env = gymnasium.make(name, disable_env_checker=True, **kwargs)
-    if not isinstance(env.action_space, gymnasium.spaces.Text):
-        raise ValueError(f"{env_id}: its action space is {env.action_space}, not text; OpenEnv's clients send text")
-    return env
+    return Starlette(routes=[WebSocketRoute("/ws", socket), *(route(path, body) for path, body in pages.items())])
 
 
 def _error(code: str, message: str) -> dict[str, Any]:
@@ -107,87 +76,68 @@ def _error(code: str, message: str) -> dict[str, Any]:
 class _Session:
     """One WebSocket and its environment."""
 
-    def __init__(self, env_id: str, kwargs: dict[str, Any]) -> None:
-        self.env_id, self.kwargs = env_id, kwargs
-        self.env = self.evaluated = _make(env_id, kwargs)
+    def __init__(self, episode: Episode) -> None:
+        self.episode = episode
         self.episode_id: str | None = None
-        self.steps, self.is_open = 0, False
 
     async def serve(self, websocket: "WebSocket") -> None:
         """Answer until the client leaves."""
         from starlette.concurrency import run_in_threadpool
         from starlette.websockets import WebSocketDisconnect
 
-        while True:
-            try:
-                text = await websocket.receive_text()
-            except (WebSocketDisconnect, KeyError):  # KeyError: a binary frame
-                return
-            try:
-                message = json.loads(text)
-            except (ValueError, RecursionError):
-                await websocket.send_json(_error("INVALID_JSON", "the message is not JSON"))
-                continue
-            if not isinstance(message, dict):
-                await websocket.send_json(_error("VALIDATION_ERROR", "a message is an object with 'type' and 'data'"))
-                continue
-            if message.get("type") == "close":
-                return
-            await websocket.send_json(await run_in_threadpool(self.answer, message))
+        try:
+            while True:
+                try:
+                    message = await websocket.receive_json()
+                except (ValueError, RecursionError):
+                    reply = _error("INVALID_JSON", "the message is not JSON")
+                else:
+                    if isinstance(message, dict) and message.get("type") == "close":
+                        return
+                    reply = await run_in_threadpool(self.answer, message)
+                await websocket.send_json(reply)
+        except (WebSocketDisconnect, KeyError):  # KeyError: a binary frame
+            return
+        finally:
+            self.episode.close()
 
-    def answer(self, message: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, message: Any) -> dict[str, Any]:
         """The reply to one message."""
-        kind, data = message.get("type"), message.get("data") or {}
+        data = message.get("data") or {} if isinstance(message, dict) else None
         if not isinstance(data, dict):
-            return _error("VALIDATION_ERROR", f"data is an object, got {type(data).__name__}")
+            return _error("VALIDATION_ERROR", "a message is an object with 'type' and an object 'data'")
+        kind = message.get("type")
         if kind == "reset":
-            return self._reset(data)
+            return self._reset(data.get("seed"), data.get("options"), data)
         if kind == "step":
-            return self._step(data)
+            return self._step(data.get("message"))
         if kind == "state":
-            return {"type": "state", "data": {"episode_id": self.episode_id, "step_count": self.steps, "tools": []}}
+            state = {"episode_id": self.episode_id, "step_count": len(self.episode.rewards)}
+            return {"type": "state", "data": {**state, "tools": self.episode.tools}}
         return _error("UNKNOWN_TYPE", f"unknown type {kind!r}; known: reset, step, state, close")
 
-    def _reset(self, data: dict[str, Any]) -> dict[str, Any]:
-        seed, options = data.get("seed"), data.get("options")
-        if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
+    def _reset(self, seed: Any, options: Any, data: dict[str, Any]) -> dict[str, Any]:
+        if seed is not None and (type(seed) is not int or seed < 0):
             return _error("VALIDATION_ERROR", f"seed is a non-negative integer, got {seed!r}")
         if options is not None and not isinstance(options, dict):
             return _error("VALIDATION_ERROR", f"options is an object, got {type(options).__name__}")
         try:
-            env = self._evaluation() if data.get("evaluation") else self.env
-            observation, info = env.reset(seed=seed, options=options)
+            observation, info = self.episode.reset(seed, options, bool(data.get("evaluation")))
         except (EnvFault, ValueError, TypeError, gymnasium.error.Error) as fault:
             return _error("EXECUTION_ERROR", str(fault))
-        self.active, self.is_open, self.steps = env, True, 0
         self.episode_id = str(data.get("episode_id") or f"{info.get('task_id', '')}#{info.get('seed', seed)}")[:128]
         return _observation(observation, None, False, False, info)
 
-    def _evaluation(self) -> gymnasium.Env[str, str]:
-        """The environment on its test split, which AgileRL asks for by `reset(evaluation=True)`."""
-        if self.evaluated is self.env and isinstance(self.env.unwrapped, TextEnv):
-            self.evaluated = _make(self.env_id, {**self.kwargs, "split": "test"})
-        return self.evaluated
-
-    def _step(self, data: dict[str, Any]) -> dict[str, Any]:
-        action = data.get("message")
+    def _step(self, action: Any) -> dict[str, Any]:
         if not isinstance(action, str):  # first: AgileRL probes with a step before it resets
             return _error("VALIDATION_ERROR", "an action is {'message': text}")
-        if not self.is_open:
+        if self.episode.is_over:
             return _error("SESSION_ERROR", "no episode is open on this connection; send reset first")
         try:
-            observation, reward, terminated, truncated, info = self.active.step(action)
+            observation, reward, _, truncated, info = self.episode.step(action)
         except Exception as fault:
-            self.is_open = False
             return _error("EXECUTION_ERROR", f"{type(fault).__name__}: {fault}")
-        self.steps += 1
-        self.is_open = not (terminated or truncated)
-        return _observation(observation, float(reward), not self.is_open, truncated, info)
-
-    def close(self) -> None:
-        """Close the environments."""
-        for env in {id(self.env): self.env, id(self.evaluated): self.evaluated}.values():
-            env.close()
+        return _observation(observation, reward, self.episode.is_over, truncated, info)
 
 
 def _observation(text: str, reward: float | None, done: bool, truncated: bool, info: dict[str, Any]) -> dict[str, Any]:
@@ -231,6 +181,7 @@ class OpenEnv(TextEnv):
         max_turns: int = 100,
         **kwargs: Any,
     ) -> None:
+        require("websockets")
         super().__init__(max_turns=max_turns, **kwargs)
         self.address, self.timeout_s = address.rstrip("/"), timeout_s
         try:
@@ -258,8 +209,7 @@ class OpenEnv(TextEnv):
             info = {"action_valid": False, "stop_reason": "env_error"}
             return Reply(f"The environment refused it: {data.get('message')}", done=True, info=info)
         reward, done = float(data.get("reward") or 0.0), bool(data.get("done"))
-        role = data.get("observation", {}).get("role", "user")
-        role = "tool" if role == "tool" else "user"
+        role = "tool" if data.get("observation", {}).get("role") == "tool" else "user"
         return Reply(self._text(data), {"server": reward}, done, success=done and reward > 0, role=role)
 
     def _ask(self, kind: str, data: dict[str, Any]) -> dict[str, Any]:
@@ -303,40 +253,3 @@ def _field(schema: dict[str, Any], address: str) -> str:
     if not texts:
         raise ValueError(f"address {address}: no field of its action takes text (found: {', '.join(properties)})")
     return texts[0]
-
-
-def export(env_id: str, folder: str, **kwargs: Any) -> None:
-    """Write a folder that serves an environment: `openenv.yaml`, a validation plan, an application and a Dockerfile.
-
-    Args:
-        env_id: What `gymnasium.make` takes.
-        folder: Made if it is not there; files of the same names are replaced.
-        **kwargs: Arguments of the environment, JSON values.
-    """
-    env = _make(env_id, kwargs)
-    env.reset(seed=0)
-    expert = getattr(env.unwrapped, "expert", lambda: None)()
-    env.close()
-    name = env_id.rpartition("/")[2].removesuffix("-v0").lower()
-    plan = {
-        "plan_schema_version": "1",
-        "reset": {"episode_id": "probe", "seed": 0},
-        "actions": [{"message": expert or "hello"}],
-    }
-    words = {"NAME": name, "ENV_ID": env_id, "KWARGS": json.dumps(kwargs), "PLAN": json.dumps(plan, indent=2)}
-    for source, target in _FILES.items():
-        text = Path(__file__).with_name("openenv_space").joinpath(source).read_text("utf-8")
-        for word, value in words.items():
-            text = text.replace(word, value)
-        path = Path(folder) / target
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
-
-
-_FILES = {
-    "openenv.yaml": "openenv.yaml",
-    "Dockerfile": "Dockerfile",
-    "README.txt": "README.md",
-    "app.txt": "server/app.py",
-    "plan.txt": "validation/runtime.json",
-}

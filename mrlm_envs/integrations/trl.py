@@ -24,15 +24,30 @@ from typing import Any
 
 import gymnasium
 
+from mrlm_envs.integrations.episode import Episode, make, openings, require
 from mrlm_envs.integrations.rewards import last_text
 
 _TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list, "object": dict}
-_OVER = "The episode is over."
+
+
+def environment_reward(completions: Sequence[Any], environments: Sequence[Any], **columns: Any) -> list[float | None]:
+    """The return of each episode, after its last message has been taken as an action."""
+    return [env._finish(last_text(completion)) for env, completion in zip(environments, completions, strict=True)]
+
+
+def rollout_reward(
+    completions: Sequence[Any], episode_return: Sequence[float | None], **columns: Any
+) -> list[float | None]:
+    """The returns that `rollout_func` handed over."""
+    return list(episode_return)
 
 
 @dataclass(frozen=True)
 class Spec:
     """An environment as TRL's trainers take it. Equal specs share one class; it pickles.
+
+    `reward_funcs` goes with `environment_factory`: it hands the last message to the environment and gives the return.
+    `reward` goes with `rollout_func`.
 
     Args:
         env_id: What `gymnasium.make` takes.
@@ -48,9 +63,17 @@ class Spec:
     kwargs: str | Mapping[str, Any] = "{}"
     submit: bool = False
 
+    reward_funcs = staticmethod(environment_reward)
+    reward = staticmethod(rollout_reward)
+
     def __post_init__(self) -> None:
         text = self.kwargs if isinstance(self.kwargs, str) else json.dumps(self.kwargs, sort_keys=True)
-        object.__setattr__(self, "kwargs", text)
+        object.__setattr__(self, "kwargs", text)  # a frozen dataclass with a mapping cannot be hashed
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the environment."""
+        return json.loads(str(self.kwargs)) | ({} if self.split is None else {"split": self.split})
 
     def make(self) -> gymnasium.Env[str, str]:
         """A fresh environment.
@@ -58,107 +81,65 @@ class Spec:
         Raises:
             ValueError: It is a game of several agents, or its actions are not text.
         """
-        name = f"mrlm_envs:{self.env_id}" if self.env_id.startswith("mrlm/") else self.env_id
-        kwargs = json.loads(str(self.kwargs)) | ({} if self.split is None else {"split": self.split})
-        env = gymnasium.make(name, disable_env_checker=True, **kwargs)
-        if not isinstance(env.action_space, gymnasium.spaces.Text):
-            raise ValueError(
-                f"{self.env_id}: its action space is {env.action_space}, not text; wrap it into one that is"
-            )
-        return env
+        return make(self.env_id, **self.arguments)
 
     @property
     def train_dataset(self) -> Any:
         """A `datasets.Dataset`: `prompt` (system and first observation), `seed`, `task_id`.
 
-        The seed makes the members of a group draw one task. It is also in the prompt's last message, as `rollout_func`
+        The seed makes the members of a group draw one task. It is also in the prompt's messages, as `rollout_func`
         sees nothing but prompts.
         """
         import datasets
 
-        env, rows = self.make(), []
-        for seed in range(self.n):
-            observation, info = env.reset(seed=seed)
-            system = [{"role": "system", "content": info["system"], "seed": seed}] if info.get("system") else []
-            prompt = [*system, {"role": "user", "content": observation, "seed": seed}]
+        rows = []
+        for seed, messages, info in openings(self.env_id, range(self.n), **self.arguments):
+            prompt = [{**message, "seed": seed} for message in messages]
             rows.append({"prompt": prompt, "seed": seed, "task_id": str(info.get("task_id", seed))})
-        env.close()
         return datasets.Dataset.from_list(rows)
 
     @property
     def environment_factory(self) -> Callable[[], Any]:
         """What `GRPOTrainer(environment_factory=…)` takes."""
+        require("trl")
         return functools.partial(_make, self)
-
-    @property
-    def reward_funcs(self) -> Callable[..., list[float | None]]:
-        """What goes with `environment_factory`: hands the last message to the environment and gives the return."""
-        return environment_reward
-
-    @property
-    def reward(self) -> Callable[..., list[float | None]]:
-        """What goes with `rollout_func`: the return of each episode."""
-        return rollout_reward
 
     @property
     def rollout_func(self) -> Callable[[list[Any], Any], dict[str, Any]]:
         """What `GRPOTrainer(rollout_func=…)` takes."""
+        require("trl")
         return functools.partial(_rollout, self)
 
 
-def environment_reward(completions: Sequence[Any], environments: Sequence[Any], **columns: Any) -> list[float | None]:
-    """The return of each episode, after its last message has been taken as an action."""
-    return [env._finish(last_text(completion)) for env, completion in zip(environments, completions, strict=True)]
-
-
-def rollout_reward(
-    completions: Sequence[Any], episode_return: Sequence[float | None], **columns: Any
-) -> list[float | None]:
-    """The returns that `rollout_func` handed over."""
-    return list(episode_return)
-
-
-class _Episode:
+class _Environment:
     """One running episode. Methods without an underscore are what the policy may call."""
 
     _spec: Spec
 
     def __init__(self) -> None:
-        self._env = self._spec.make()
-        self._return, self._is_over, self._is_valid = 0.0, True, True
+        self._episode = Episode(self._spec.env_id, **self._spec.arguments)
 
     def reset(self, seed: int, **row: Any) -> None:
         """TRL calls it with the dataset's row; the prompt already holds the observation."""
-        self._env.reset(seed=seed)
-        self._return, self._is_over, self._is_valid = 0.0, False, True
-
-    def _step(self, action: str) -> str:
-        if self._is_over:
-            return _OVER
-        observation, reward, terminated, truncated, info = self._env.step(action)
-        self._return += float(reward)
-        self._is_over = terminated or truncated
-        self._is_valid &= bool(info.get("valid", True))
-        return observation
+        self._episode.reset(seed)
 
     def _finish(self, text: str) -> float | None:
-        if not self._is_over and text:
-            self._step(text)
-        return self._return if self._is_valid else None
+        if text:
+            self._episode.step(text)
+        return self._episode.reward
 
 
-def _make(spec: Spec) -> _Episode:
-    return _episode_class(spec)()
+def _make(spec: Spec) -> _Environment:
+    return _environment_class(spec)()
 
 
 @functools.lru_cache(maxsize=64)  # TRL matches the exact class
-def _episode_class(spec: Spec) -> type[_Episode]:
-    env = spec.make()
-    tools = [] if spec.submit else env.reset(seed=0)[1].get("tools") or []
-    env.close()
+def _environment_class(spec: Spec) -> type[_Environment]:
+    [(_, _, info)] = openings(spec.env_id, range(1), **spec.arguments)
+    tools = [] if spec.submit else info.get("tools") or []
     schemas = [tool["function"] for tool in tools] or [_SUBMIT]
     methods = {schema["name"]: _method(schema, is_tool=bool(tools)) for schema in schemas}
-    return type("MRLMEnvironment", (_Episode,), {"_spec": spec, **methods})
+    return type("MRLMEnvironment", (_Environment,), {"_spec": spec, **methods})
 
 
 _SUBMIT = {
@@ -179,17 +160,18 @@ def _method(schema: Mapping[str, Any], is_tool: bool) -> Callable[..., str]:
     required = set(parameters.get("required", ()))
     known = parameters.get("properties", {})
 
-    def method(self: _Episode, **arguments: Any) -> str:
+    def method(self: _Environment, **arguments: Any) -> str:
         if not is_tool:
-            return self._step(arguments["answer"])
-        return self._step(render([Call(name, {k: v for k, v in arguments.items() if v is not None})]))
+            return self._episode.step(arguments["answer"])[0]
+        given = {argument: value for argument, value in arguments.items() if value is not None}
+        return self._episode.step(render([Call(name, given)]))[0]
 
     ordered = sorted(known, key=lambda argument: argument not in required)
     types = {argument: _TYPES.get(known[argument].get("type"), Any) for argument in ordered}
-    parts = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+    parts = [inspect.Parameter("self", kind)]
     for argument in ordered:
-        default = inspect.Parameter.empty if argument in required else None
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        default = empty if argument in required else None
         parts.append(inspect.Parameter(argument, kind, default=default, annotation=types[argument]))
     told = "\n".join(f"    {argument}: {known[argument].get('description', argument)}" for argument in ordered)
     method.__name__ = method.__qualname__ = name
@@ -205,34 +187,32 @@ def _rollout(spec: Spec, prompts: list[list[dict[str, Any]]], trainer: Any) -> d
     Generation is TRL's own (`_generate_single_turn`). What the environment says enters as the chat template writes it
     between two turns, with mask 0.
     """
-    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
-    options = trainer.chat_template_kwargs
-    episodes = [_make(spec) for _ in prompts]
-    prompt_ids, contexts, masks = [], [], []
+    limit = trainer.max_completion_length
+    episodes = [Episode(spec.env_id, **spec.arguments) for _ in prompts]
+    prompt_ids = []
     for episode, prompt in zip(episodes, prompts, strict=True):
         episode.reset(prompt[-1]["seed"])
         plain = [{"role": message["role"], "content": message["content"]} for message in prompt]
-        prompt_ids.append(_ids(tokenizer, _render(tokenizer, plain, options)))
-        contexts.append(list(prompt_ids[-1]))
-        masks.append([])
-    limit = trainer.max_completion_length
+        options = {"add_generation_prompt": True, "return_dict": False, **trainer.chat_template_kwargs}
+        prompt_ids.append(trainer.processing_class.apply_chat_template(plain, **options))
+    completions: list[list[int]] = [[] for _ in prompts]
+    masks: list[list[int]] = [[] for _ in prompts]
     live = list(range(len(prompts)))
     while live:
-        turns, _ = trainer._generate_single_turn([contexts[i] for i in live], None, {}, 1)
+        turns, _ = trainer._generate_single_turn([prompt_ids[i] + completions[i] for i in live], None, {}, 1)
         going = []
-        for i, sampled in zip(live, turns, strict=True):
-            sampled = list(sampled)[: limit - len(masks[i])]
-            contexts[i] += sampled
-            masks[i] += [1] * len(sampled)
-            observation = episodes[i]._step(tokenizer.decode(sampled, skip_special_tokens=True))
-            said = [] if episodes[i]._is_over else _between(tokenizer, observation, sampled, options)
-            if said and len(masks[i]) + len(said) < limit:
-                contexts[i] += said
-                masks[i] += [0] * len(said)
+        for i, turn in zip(live, turns, strict=True):
+            sampled = list(turn)[: limit - len(masks[i])]
+            observation = episodes[i].step(trainer.processing_class.decode(sampled, skip_special_tokens=True))[0]
+            heard = _between(trainer.processing_class, observation, sampled, trainer.chat_template_kwargs)
+            if episodes[i].is_over or len(masks[i]) + len(sampled) + len(heard) >= limit:
+                heard = []
+            completions[i] += sampled + heard
+            masks[i] += [1] * len(sampled) + [0] * len(heard)
+            if heard:
                 going.append(i)
         live = going
-    completions = [context[len(ids) :] for context, ids in zip(contexts, prompt_ids, strict=True)]
-    returns = [episode._return if episode._is_valid else None for episode in episodes]
+    returns = [episode.reward for episode in episodes]
     return {
         "prompt_ids": prompt_ids, "completion_ids": completions, "logprobs": None, "env_mask": masks,
         "episode_return": returns,
@@ -242,18 +222,11 @@ def _rollout(spec: Spec, prompts: list[list[dict[str, Any]]], trainer: Any) -> d
 _TURN = "zqxj"  # stands for what the policy said
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], options: Mapping[str, Any]) -> str:
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options)
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
 def _between(tokenizer: Any, observation: str, sampled: list[int], options: Mapping[str, Any]) -> list[int]:
     """The ids from the end of a sampled turn to the beginning of the next."""
     turns = [("user", "?"), ("assistant", _TURN), ("user", observation)]
-    text = _render(tokenizer, [{"role": role, "content": content} for role, content in turns], options)
-    ids = _ids(tokenizer, text.split(_TURN, 1)[1])
-    is_closed = bool(sampled) and sampled[-1] == tokenizer.eos_token_id
+    messages = [{"role": role, "content": content} for role, content in turns]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options)
+    ids = tokenizer(text=text.split(_TURN, 1)[1], add_special_tokens=False)["input_ids"]
+    is_closed = sampled[-1:] == [tokenizer.eos_token_id]
     return ids[1:] if is_closed and ids[0] == tokenizer.eos_token_id else ids

@@ -24,6 +24,7 @@ from websockets.sync.client import connect
 import mrlm_envs
 from mrlm_envs.checker import check_text_env
 from mrlm_envs.integrations import openenv
+from mrlm_train.commands import export
 
 PEER = sys.executable if importlib.util.find_spec("openenv") else None  # in the environment of `make test-peers`
 
@@ -181,7 +182,7 @@ def test_a_lost_server_is_an_invalid_episode_and_nothing_at_an_address_is_told()
 
 
 def test_the_exported_folder_serves_the_environment(tmp_path: Path) -> None:
-    openenv.export("mrlm/Math-v0", str(tmp_path), kinds=["addition"])
+    export.run("openenv", "mrlm/Math-v0", str(tmp_path), kinds=["addition"])
     sys.path.insert(0, str(tmp_path))
     try:
         code = (tmp_path / "server" / "app.py").read_text()
@@ -231,7 +232,7 @@ def test_openenvs_own_client_plays_and_its_validator_passes() -> None:
 
 @needs_peer
 def test_the_exported_folder_passes_their_static_validation(tmp_path: Path) -> None:
-    openenv.export("mrlm/Math-v0", str(tmp_path / "math"), kinds=["addition"])
+    export.run("openenv", "mrlm/Math-v0", str(tmp_path / "math"), kinds=["addition"])
     command = [PEER, "-m", "openenv.cli", "validate", str(tmp_path / "math"), "--level", "static"]
     ran = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
