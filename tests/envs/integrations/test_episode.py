@@ -29,7 +29,6 @@ def test_a_version_outside_the_tested_range_is_told(monkeypatch: pytest.MonkeyPa
         ("CartPole-v1", "not text; wrap it into one that is"),
         ("mrlm_envs.debate:env", "several agents.*use `mrlm train`, or an environment of one agent"),
         ("mrlm/Maths-v0", "mrlm/Maths-v0: .*exist"),
-        ("no_such_module:Env-v0", "no_such_module"),
     ],
 )
 def test_an_environment_that_does_not_fit_is_told_in_one_line(env_id: str, told: str) -> None:
