@@ -1,4 +1,5 @@
-"""The `mrlm` command: train, eval, collect, serve, export, info, play, demo.
+"""The `mrlm` command: train, eval, collect, serve, export, info, play, demo, check, prove,
+regrade.
 
 A command is a function: its parameters are the flags, its docstring is the help (tyro reads both). Libraries are
 imported by the command that needs them, so `mrlm info`, `mrlm play` and `mrlm serve` work without torch. A user's
@@ -8,6 +9,7 @@ error is one line on standard error and exit code 1; `MRLM_TRACEBACK=1` shows wh
 import dataclasses
 import importlib.util
 import os
+import pathlib
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,6 +20,8 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+from mrlm_envs.checks import Limits
+
 SMALL_CPU = 4  # cores; a tiny model on few shared cores is many times slower with two torch threads than with one
 NEXT = """\
 mrlm trains language models by reinforcement learning on text environments. What to do next:
@@ -25,6 +29,7 @@ mrlm trains language models by reinforcement learning on text environments. What
   mrlm demo                                 train a toy policy on sums, in about five minutes, with no download
   mrlm info                                 environments, algorithms, devices, versions
   mrlm play math                            play an environment yourself
+  mrlm check math                           is an environment sound? its quality card
   mrlm train --config my.yaml               train a model; examples/configs/ has a file for each kind of run
   mrlm eval --model DIR --environment math  measure a model
   mrlm serve --environments math            serve environments to other programs
@@ -53,6 +58,7 @@ Pairs = Annotated[Repeated, arg(metavar="NAME=VALUE")]
 Split = Literal["train", "test", "all"]
 Path = Annotated[str | None, arg(metavar="PATH")]
 Models = Annotated[Repeated, arg(metavar="PATH")]
+_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -267,6 +273,85 @@ def play(
     command.run(dataclasses.replace(entry, split=split), seed)
 
 
+def check(
+    environment: Positional[str] = "",
+    kwargs: Annotated[str, arg(metavar="JSON")] = "{}",
+    env_arg: Pairs = (),
+    json: bool = False,
+    html: bool = False,
+    markdown: Annotated[str | None, arg(metavar="FILE")] = None,
+    limits: OmitArgPrefixes[Limits] = _LIMITS,
+) -> int:
+    """Is an environment sound? Its quality card; exit status 1 if a check fails.
+
+    Args:
+        environment: Short name (math), id, module:id, module:function of a PettingZoo game, or openenv:ADDRESS.
+        kwargs: Arguments of the environment as a JSON object.
+        env_arg: An argument of the environment, the value in YAML, for example difficulty=[1,2]; may be given again.
+        json: Print the card as JSON.
+        html: Print the card as a page.
+        markdown: Instead: write the cards of all of our environments into this file.
+        limits: The thresholds.
+    """
+    from mrlm_train.commands import check as command
+
+    if bool(environment) == bool(markdown):
+        raise ValueError("check: give either an environment or --markdown FILE")
+    if markdown:
+        return command.write_page(pathlib.Path(markdown), limits)
+    form = "json" if json else "html" if html else "text"
+    return command.run(environment, {**_object("--kwargs", kwargs), **_values("--env-arg", env_arg)}, limits, form)
+
+
+def prove(
+    config: Annotated[str, arg(metavar="YAML")],
+    output: Annotated[str, arg(metavar="DIR")] = "runs/prove",
+    seeds: Positive = 3,
+    problems: Positive = 200,
+    overrides: Annotated[Repeated, arg(name="set", metavar="KEY=VALUE")] = (),
+) -> None:
+    """Is a lift real? A training beside its controls: random and shuffled rewards, more SFT, no training.
+
+    Args:
+        config: The configuration; demo is that of `mrlm demo`.
+        output: Where results go; what is finished there is not run again.
+        seeds: Trainings, with seeds 0 to N-1.
+        problems: Test tasks in each environment.
+        overrides: Replace a setting of the configuration, for example training.max_steps=3; may be given again.
+    """
+    _need_trainers()
+    from mrlm_train.commands import demo, prove
+    from mrlm_train.experiment import config as configuration
+
+    def load(seed: int, folder: str) -> Any:
+        if config == "demo":
+            return demo.prepared(pathlib.Path(folder), seed, overrides)
+        return configuration.load(config, [*overrides, f"seed={seed}"], folder)
+
+    prove.run(load, pathlib.Path(output), range(seeds), problems)
+
+
+def regrade(
+    episodes: Positional[str],
+    env: str | None = None,
+    kwargs: Annotated[str, arg(metavar="JSON")] = "{}",
+    in_place: bool = False,
+) -> int:
+    """Judge stored episodes by the environment as it is now; exit status 1 if one differs.
+
+    Args:
+        episodes: The JSONL file.
+        env: The environment, instead of the one that each episode names.
+        kwargs: Arguments of the environment as a JSON object, over those that each episode keeps.
+        in_place: Refused: stored episodes are never changed.
+    """
+    from mrlm_train.commands import regrade as command
+
+    if in_place:
+        raise ValueError("regrade never changes stored episodes; collect new ones with: mrlm collect")
+    return command.run(episodes, env, _object("--kwargs", kwargs))
+
+
 def info(
     model: Path = None,
     strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp",
@@ -365,6 +450,7 @@ def serve() -> None:  # its flags belong to `mrlm_envs.serving`, which also work
 COMMANDS: dict[str, Any] = {
     **{"train": train, "eval": evaluate, "collect": collect, "serve": serve},
     **{"export": export, "play": play, "info": info, "demo": demo},
+    **{"check": check, "prove": prove, "regrade": regrade},
 }
 
 
@@ -456,6 +542,15 @@ def _values(flag: str, settings: Sequence[str]) -> dict[str, Any]:
         if not equals or not name:
             raise ValueError(f"{flag} {setting}: expected NAME=VALUE")
         found[name] = yaml.safe_load(text)
+    return found
+
+
+def _object(flag: str, text: str) -> dict[str, Any]:
+    import yaml
+
+    found = yaml.safe_load(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"{flag} {text}: expected a JSON object")
     return found
 
 

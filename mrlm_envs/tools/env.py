@@ -58,6 +58,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from gymnasium.utils import EzPickle
+
 from mrlm_envs import answers
 from mrlm_envs.core import Opening, Options, Reply, TextEnv
 from mrlm_envs.sandbox.sandbox import Backend
@@ -73,7 +75,7 @@ from mrlm_envs.vector import TextVectorEnv
 _MAX_DRAWS = 500  # until a generated task fits into max_turns
 
 
-class ToolUseEnv(TextEnv):
+class ToolUseEnv(TextEnv, EzPickle):
     """Solve a task with tools; see the module docstring.
 
     Args:
@@ -114,6 +116,8 @@ class ToolUseEnv(TextEnv):
         max_turns: int = 12,
         **kwargs: Any,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
+        EzPickle.__init__(self, **given, **kwargs)  # a copy starts its own processes
         if call_format not in FORMATS:
             raise ValueError(f"call_format must be one of {', '.join(FORMATS)}; got {call_format!r}")
         if not isinstance(max_calls_per_turn, int) or max_calls_per_turn < 1:

@@ -98,6 +98,13 @@ def prepare(folder: Path, seed: int, hidden_size: int = 96, num_layers: int = 2,
     collect_experts(ENVIRONMENT, demonstrations, folder / DEMONSTRATIONS, seed=DEMONSTRATION_SEED + seed)
 
 
+def prepared(folder: Path, seed: int, overrides: Sequence[str] = ()) -> config.RunConfig:
+    """The configuration of a demo in a folder, in which it finds what its stages start from."""
+    if not (folder / DEMONSTRATIONS).is_file():
+        prepare(folder, seed)
+    return load(folder, seed, overrides)
+
+
 def load(folder: Path, seed: int, overrides: Sequence[str] = ()) -> config.RunConfig:
     """The configuration of a demo in a folder."""
     own = (

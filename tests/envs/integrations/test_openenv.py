@@ -23,6 +23,7 @@ from websockets.sync.client import connect
 
 import mrlm_envs
 from mrlm_envs.checker import check_text_env
+from mrlm_envs.checks import Limits, card
 from mrlm_envs.integrations import openenv
 from mrlm_train.commands import export
 
@@ -236,3 +237,86 @@ def test_the_exported_folder_passes_their_static_validation(tmp_path: Path) -> N
     command = [PEER, "-m", "openenv.cli", "validate", str(tmp_path / "math"), "--level", "static"]
     ran = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_the_card_of_a_server_says_what_cannot_be_known_from_outside() -> None:
+    with served("tests.envs.checks.planted:planted/Sum-v0", max_sessions=64) as address:
+        found = {check.name: check for check in card(f"openenv:{address}", limits=Limits(seconds=1, episodes=8)).checks}
+    assert {name for name, check in found.items() if check.status == "fail"} == set()
+    assert {name for name, check in found.items() if check.status == "skip"} == {"oracle", "pickling", "difficulty"}
+    assert found["oracle"].evidence == "cannot be known from outside: an expert is never served"
+
+
+@pytest.mark.parametrize(
+    ("planted", "line"),
+    [
+        *(("SharesTheQuestion", "interleaving"), ("IgnoresTheSeed", "determinism"), ("PaysForAnyBox", "floor")),
+        *(("LeaksInTheObservation", "leakage"), ("RaisesOnNumerals", "faults")),
+    ],
+)
+def test_a_fault_is_found_behind_a_server(planted: str, line: str) -> None:
+    with served(f"tests.envs.checks.planted:planted/{planted}-v0", max_sessions=64) as address:
+        assert card(f"openenv:{address}", limits=Limits(seconds=1, episodes=8)).failed == [line]
+
+
+@pytest.mark.skipif(PEER is None, reason="OpenEnv is not installed here; make test-peers")
+def test_the_card_is_graders_of_openenvs_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from openenv.validation import runner
+    from openenv.validation.graders import GraderRegistry, Subject
+    from openenv.validation.runner import default_grader_registry, run_validation
+    from openenv.validation.types import Level
+
+    openenv.export("tests.envs.checks.planted:planted/SharesTheQuestion-v0", str(tmp_path / "space"))
+    registry = GraderRegistry()
+    assert registry.load_entry_points() >= 7
+
+    def ours(policy: Any) -> Any:
+        core = default_grader_registry(policy)
+        core.load_entry_points()
+        return core
+
+    monkeypatch.setattr(runner, "default_grader_registry", ours)  # what OpenEnv#778 plans
+    with served("tests.envs.checks.planted:planted/SharesTheQuestion-v0", max_sessions=64) as address:
+        running = _Running(address)
+        report = run_validation(tmp_path / "space", max_level=Level.RUNTIME, provider=_Here(running))
+        subject = Subject(tmp_path, report.manifest, None, running, tmp_path)
+        semantic = registry.get("semantic.floor_gap").run(subject)
+    status = {result.check_id: result.status.value for result in report.results}
+    assert status["runtime.startup"] == "pass"
+    assert (status["runtime.seed_control"], status["runtime.episode_determinism"]) == ("pass", "pass")
+    assert status["runtime.episode_isolation"] == "fail"
+    assert semantic.status.value == "pass"
+
+
+class _Running:
+    """A server of this process as OpenEnv's `RunningSubject`."""
+
+    def __init__(self, base_url: str) -> None:
+        self.base_url = base_url
+
+    def inspect(self) -> dict[str, Any]:
+        return {}
+
+    def logs(self, max_bytes: int = 65536) -> str:
+        return ""
+
+    def stop(self) -> None:
+        pass
+
+
+class _Here:
+    """OpenEnv's `ValidationProvider` without Docker: what it starts runs already."""
+
+    name = "here"
+    supported_network_modes = frozenset({"no-network"})
+
+    def __init__(self, running: _Running) -> None:
+        from openenv.validation.types import ProviderCapability
+
+        self.running, self.capabilities = running, frozenset({ProviderCapability.IMAGE_BUILD})
+
+    def build(self, root: Path, execution: Any) -> str:
+        return "sha256:" + "0" * 64
+
+    def start(self, spec: Any) -> _Running:
+        return self.running

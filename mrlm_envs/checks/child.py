@@ -1,0 +1,91 @@
+"""Episodes in another process, with another hash seed of Python: `python -m mrlm_envs.checks.child`.
+
+The job comes as JSON on standard input, `{"env", "kwargs", "path", "episodes": [[seed, actions], …]}`; each episode is
+answered by one line of JSON: its trace, or the crash. What hangs or kills the process costs this process alone.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from mrlm_envs.checks.playing import Crash, episode, follow, say
+
+Job = tuple[int, list[str] | str]  # a seed, and the actions or the one that is said until the end
+
+
+class Lost(RuntimeError):
+    """The process ended, or took too long, before its job was done.
+
+    Attributes:
+        done: Answers up to then.
+    """
+
+    def __init__(self, message: str, done: list[dict[str, Any]]) -> None:
+        super().__init__(message)
+        self.done = done
+
+
+def run(env_id: str, kwargs: dict[str, Any], episodes: Sequence[Job], hash_seed: int, timeout: float) -> list[Any]:
+    """Play episodes in a fresh process that makes the environment once.
+
+    Args:
+        env_id: As `mrlm check` takes it.
+        kwargs: The environment's arguments, JSON values.
+        episodes: What to play.
+        hash_seed: PYTHONHASHSEED of the process.
+        timeout: Seconds for all of it.
+
+    Returns:
+        `{"made": true}`, and for each episode `{"trace": …}` or `{"crash": message, "seed", "action"}`.
+
+    Raises:
+        Lost: If the process ends early or takes too long.
+    """
+    job = json.dumps({"env": env_id, "kwargs": kwargs, "path": sys.path, "episodes": episodes})
+    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
+    command = [sys.executable, "-m", __name__]
+    lost, output = "", b""
+    try:
+        done = subprocess.run(command, input=job.encode(), env=environment, capture_output=True, timeout=timeout)
+        output = done.stdout
+        if done.returncode:
+            last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+            lost = f"the process ended with status {done.returncode} {' '.join(last)}".strip()
+    except subprocess.TimeoutExpired as late:
+        lost, output = f"no answer within {timeout:g} s", late.stdout or b""
+    answers = [json.loads(line) for line in output.splitlines() if line.startswith(b'{"') and line.endswith(b"}")]
+    if lost:
+        raise Lost(lost, answers)
+    return answers
+
+
+def main() -> None:
+    """Do the job on standard input."""
+    from mrlm_envs.checks.subject import make
+    from mrlm_envs.sandbox import isolation
+
+    if sys.platform == "linux":
+        isolation.prctl("die with the parent", isolation.PR_SET_PDEATHSIG, signal.SIGKILL)
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # an environment may print
+    job = json.load(sys.stdin)
+    sys.path[:] = job["path"]
+    env = make(job["env"], job["kwargs"])
+    print(json.dumps({"made": True}), file=answer, flush=True)
+    for seed, actions in job["episodes"]:
+        policy = say(actions) if isinstance(actions, str) else follow(actions)
+        try:
+            found: dict[str, Any] = {"trace": list(episode(env, policy, seed))}
+        except Crash as crash:
+            found = {"crash": str(crash), "seed": crash.seed, "action": crash.action}
+        print(json.dumps(found), file=answer, flush=True)
+    answer.flush()
+    os._exit(0)  # threads that an environment has left do not hold the answer
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Does it hold what it carries? splits, speed, faults."""
+
+import re
+import resource
+import statistics
+import sys
+import time
+from typing import Any
+
+import gymnasium
+
+from mrlm_envs.checks import child
+from mrlm_envs.checks.playing import HOSTILE, mixed, play, say
+from mrlm_envs.checks.subject import Fail, Skip, Subject, Task
+
+DEADLINE = 90.0  # seconds for all hostile texts
+MOST_TASKS = 2_000  # drawn of each split
+
+
+def faults(subject: Subject) -> str:
+    """No text is an error: hostile strings, 2 MB, lone surrogates, each played to the end in another process."""
+    try:
+        answers, lost = child.run(subject.env_id, subject.kwargs, [(0, text) for text in HOSTILE], 0, DEADLINE), None
+    except (child.Lost, TypeError) as error:  # TypeError: arguments that are not JSON
+        answers, lost = getattr(error, "done", []), error
+    for answer in answers:
+        if "crash" in answer:
+            raise Fail(answer["crash"], answer["seed"], answer["action"])
+    if lost and answers:
+        text = HOSTILE[len(answers) - 1]
+        raise Fail(f"seed 0, step({text[:60]!r}): {lost}", 0, text)
+    if lost:  # it cannot be made there: played here, without protection
+        for text in HOSTILE:
+            play(subject.env, say(text), 0)
+    return f"{len(HOSTILE)} hostile texts, 2 MB and lone surrogates among them, raise nothing"
+
+
+def splits(subject: Subject) -> str:
+    """Enough distinct tasks in each split, and none in both, by id, by content or nearly."""
+    if "seed is ignored" in subject.found["determinism"].evidence:
+        raise Skip("cannot be counted: the seed is ignored (see determinism)")
+    try:
+        members = {} if subject.is_remote else {split: subject.make(split=split) for split in ("train", "test")}
+    except (TypeError, ValueError):  # it knows no splits
+        members = {}
+    drawn = {split: _tasks(subject, env) for split, env in (members or {"all": subject.env}).items()}
+    # tasks are told apart by text and what the expert does, or else by their ids, or else by text
+    identity = (lambda task: task[1:]) if subject.expert else (lambda task: task.id or task.text)
+    counts = {split: len(set(map(identity, tasks))) for split, tasks in drawn.items()}
+    found = ", ".join(f"{count} distinct tasks in split {split!r}" for split, count in counts.items())
+    if min(counts.values()) < subject.limits.tasks:
+        seeds = max(max(tasks.values()) for tasks in drawn.values()) + 1
+        raise Fail(f"{found} of {seeds} seeds; at least {subject.limits.tasks} are wanted")
+    if not members:
+        return f"{found}; it knows no splits, so none can overlap"
+    train, test = drawn.values()
+    is_told_by_text = subject.expert or len({task.text for task in train}) > len(train) / 2
+    ways: dict[str, Any] = {
+        "the same id": lambda task: task.id or task,
+        **({"the same content": lambda task: task[1:]} if is_told_by_text else {}),
+        **({"nearly the same content": lambda task: (_words(task.text), task.solution)} if is_told_by_text else {}),
+    }
+    for how, key in ways.items():
+        trained = set(map(key, train))
+        shared = [task for task in test if key(task) in trained]
+        if len(shared) > (0.01 * len(test) if how.startswith("nearly") else 0):
+            evidence = (
+                f"{len(shared)} of {len(test)} test tasks are training tasks too ({how}): {shared[0].text[:120]!r}"
+            )
+            raise Fail(evidence, test[shared[0]])
+    return f"{found}, none in both"
+
+
+def _tasks(subject: Subject, env: gymnasium.Env[str, str]) -> dict[Task, int]:
+    """Tasks of an environment and the first seed of each: as many as fit into the time, within bounds."""
+    found: dict[Task, int] = {}
+    deadline, least = time.monotonic() + subject.limits.seconds / 2, subject.limits.tasks
+    for seed in range(min(getattr(env.unwrapped, "num_tasks", None) or MOST_TASKS, MOST_TASKS)):
+        if time.monotonic() > deadline and (seed >= 4 * least or len(found) >= least):
+            break
+        found.setdefault(subject.task(env, seed), seed)
+    return found
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """A text without case, white space and punctuation."""
+    return tuple(re.findall(r"\w+|[^\w\s.,;:!?]", text.casefold()))
+
+
+def speed(subject: Subject) -> str:
+    """Seconds of a reset and of a step, and what episodes leave in memory."""
+    limits, resets, steps, grown = subject.limits, [], [], []
+    for seed in subject.seeds(limits.episodes):
+        before, start = _peak_mb(), time.perf_counter()
+        subject.env.reset(seed=seed)
+        resets.append(time.perf_counter() - start)
+        trace = play(subject.env, mixed(seed), seed)
+        steps.append(max(0.0, time.perf_counter() - start - 2 * resets[-1]) / (len(trace) - 1))
+        grown.append(_peak_mb() - before)
+    reset_s, step_s, memory = statistics.fmean(resets), statistics.fmean(steps), statistics.fmean(grown[2:])
+    evidence = f"reset {1e3 * reset_s:.2f} ms, step {1e3 * step_s:.2f} ms, memory {memory:+.2f} MiB an episode"
+    if max(reset_s, step_s) > limits.step_s or memory > limits.memory_mb:
+        raise Fail(f"{evidence}; the limits are {limits.step_s:g} s and {limits.memory_mb:g} MiB")
+    return evidence
+
+
+def _peak_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

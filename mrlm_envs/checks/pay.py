@@ -1,0 +1,240 @@
+"""Does the reward pay for the task, and for nothing else? oracle, floor, leakage, difficulty."""
+
+import json
+import math
+import re
+import statistics
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from mrlm_envs.checks.playing import INJECTION, WORDS, Policy, earned, expert, follow, play, recorded, say
+from mrlm_envs.checks.subject import Fail, Sample, Skip, Subject
+
+CONSTANTS = ("yes", "no", "true", "false", "A", "B", "C", "D", "0", "1", "2", "10")
+FORMS = ("{0}", "#### {0}\n<answer>{0}</answer>\n\\boxed{{{0}}}")  # an answer as it is, and marked as one
+COPYING = ("echo", "the observation in a box")
+# Policies that say nothing about the task: one lucky hit is no more likely for them than for noise.
+BLIND: dict[str, Policy] = {
+    "silence": say(""),
+    "echo": lambda _, observation: observation,
+    "the observation in a box": lambda _, observation: f"\\boxed{{{observation}}}",
+    "a prompt injection": say(INJECTION),
+    "2,000 words": say("word " * 2_000),
+    "a number": say("73915"),
+    "a number in a box": say("\\boxed{73915}"),
+    "a number in answer tags": say("<answer>73915</answer>"),
+}
+_UNTOLD = ("task_id", "seed", "turn", "role", "rewards")  # names of things, not hints
+_TOKEN = re.compile(r"[^\s,;:!?\"'`<>()\[\]{}=]+")
+_MARKED = re.compile(r"\\boxed\{(.+)\}|<answer>(.+)</answer>|```\w*\n(.+?)\n?```", re.DOTALL)
+_ENDS = 20  # tokens tried from each end of a text
+_LONG = 8  # characters of an answer that stands nowhere by chance
+
+
+def leakage(subject: Subject) -> str:
+    """Is the answer shown before the end: in an observation, in info, in tool schemas, in the rendered text?"""
+    modes = (subject.env.unwrapped.metadata or {}).get("render_modes", ())
+    try:
+        env = subject.make(render_mode="ansi") if "ansi" in modes else subject.make()
+    except TypeError:  # it names a mode that it does not take
+        env = subject.make()
+    if subject.expert:
+        _find_solution(subject, env)
+    _find_copied(subject, env)
+    late = "; its time was up before all was tried" if subject.is_late else ""
+    return f"what stands in observations, info, tools and rendered text earns nothing when it is copied{late}"
+
+
+def _find_copied(subject: Subject, env: gymnasium.Env[str, str]) -> None:
+    """Raise for a place whose content earns the reward when it is copied, and earns less in another episode."""
+    maximum = subject.limits.maximum
+    for before in ([], ["abc"]):
+        candidates = set(_parts(env, 0, before))
+        for seed in subject.seeds(16):
+            parts = _parts(env, seed, before)
+            values = {parts[place] for place in candidates if place in parts}  # each text once
+            paid = {
+                value for value in values if not subject.is_late and _pay(env, seed, before, value)[0] >= maximum / 2
+            }
+            candidates = {place for place in candidates if parts.get(place) in paid}
+        for place in sorted(candidates, key=str):
+            shown = [_parts(env, seed, before).get(place, "") for seed in range(5)]
+            own, others = (
+                statistics.fmean(_pay(env, seed, before, shown[seed - shift])[0] for seed in range(5))
+                for shift in (0, 1)
+            )
+            if own - others > maximum / 4:
+                after = " after a wrong action" if before else ""
+                raise Fail(f"{place[0]}{after} shows the answer", 0, _pay(env, 0, before, shown[0])[1])
+
+
+def _pay(env: gymnasium.Env[str, str], seed: int, before: list[str], value: str) -> tuple[float, str]:
+    """What a text earns that is said after some actions, and in which form it earns most."""
+    paid = []
+    for action in (form.format(value) for form in FORMS):
+        trace = play(env, follow([*before, action]), seed)
+        paid.append((trace[-1][1] if len(trace) == len(before) + 2 else 0.0, action))
+    return max(paid)
+
+
+def _parts(env: gymnasium.Env[str, str], seed: int, before: list[str]) -> dict[tuple[str, int | None], str]:
+    """Each text shown after some actions, whole and by its first and last tokens."""
+    observation, info = env.reset(seed=seed)
+    for action in before:
+        observation, _, terminated, truncated, info = env.step(action)
+        if terminated or truncated:
+            return {}
+    parts: dict[tuple[str, int | None], str] = {}
+    for place, text in _shown(env, observation, info).items():
+        parts[place, None] = text.strip()
+        tokens = [token.strip(".") for token in _TOKEN.findall(text)]
+        for i in range(min(_ENDS, len(tokens))):
+            parts[place, i], parts[place, -1 - i] = tokens[i], tokens[-1 - i]
+    return parts
+
+
+def _shown(env: gymnasium.Env[str, str], observation: str, info: dict[str, Any]) -> dict[str, str]:
+    """Place to text: the observation, the texts and numbers of info (tools among them), the rendered rest."""
+    shown = {"the observation": observation}
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(item, f"{path}[{key!r}]")
+        elif isinstance(value, list | tuple):
+            for i, item in enumerate(value):
+                walk(item, f"{path}[{i}]")
+        elif isinstance(value, str | int | float | np.number) and not isinstance(value, bool):
+            shown[path] = str(value)
+
+    walk({key: value for key, value in info.items() if key not in _UNTOLD}, "info")
+    if env.render_mode == "ansi" and isinstance(rendered := env.render(), str):
+        shown["the rendered text"] = rendered.replace(observation, "")
+    return shown
+
+
+def _find_solution(subject: Subject, env: gymnasium.Env[str, str]) -> None:
+    """Raise for a place that holds the expert's answer in each of several episodes, and not that of another."""
+    looks = []
+    for seed in subject.seeds(8):
+        observation, info = env.reset(seed=seed)
+        action = expert(env, observation) or ""
+        marked = _MARKED.search(action)
+        answer = next(filter(None, marked.groups())) if marked else action
+        looks.append((_shown(env, observation, info), answer.strip()))
+    for place in looks[0][0]:
+        texts, answers = zip(*((shown.get(place, ""), answer) for shown, answer in looks))
+        own = all(len(answer) >= _LONG and answer in text for text, answer in zip(texts, answers))
+        if own and not any(answer in text for text, answer in zip(texts, answers[1:])):
+            raise Fail(f"{place} shows the expert's answer", 0, answers[0])
+
+
+def floor(subject: Subject) -> str:
+    """The best policy that does not solve tasks, and what it earns."""
+    leaked, limit = subject.found["leakage"].status == "fail", subject.limits.floor
+    rows = []
+    for name, policy in {**BLIND, **_guesses(subject)}.items():
+        if leaked and name in COPYING:
+            continue  # it would earn by the leak
+        samples = [_sample(subject, policy, seed) for seed in subject.seeds(2 * subject.limits.episodes, 1_000)]
+        subject.lazy[name] = samples
+        by_task = {sample.task: sample.returned for sample in samples}
+        mean = statistics.fmean(by_task.values())
+        error = statistics.pstdev(by_task.values()) / math.sqrt(len(by_task))
+        hits = sum(returned > limit for returned in by_task.values())
+        # more than chance explains; and a guess may be the answer of a task or two
+        is_paid = mean - 1.96 * error > limit and (hits >= 3 or name in BLIND)
+        best = max(samples, key=lambda sample: sample.returned)
+        rows.append((is_paid, mean, name, best.seed, best.action))
+    is_paid, mean, name, seed, action = max(rows)
+    evidence = (
+        f"the best policy that does not solve tasks ({name}) earns {mean:.3f} in the mean; the limit is {limit:g}"
+    )
+    if subject.expert is None and hasattr(subject.env.unwrapped, "game"):
+        raise Skip(f"{evidence}; the other agents are silent, so it says little")
+    if is_paid:
+        raise Fail(evidence, seed, action)
+    return evidence
+
+
+def _sample(subject: Subject, policy: Policy, seed: int) -> Sample:
+    actions: list[str] = []
+    trace = play(subject.env, recorded(policy, actions), seed)
+    info = json.loads(trace[0][1])
+    task = str(info.get("task_id", trace[0][0]))
+    head = re.match(r"[A-Za-z_]+(?=[:/])", task)  # `addition/17+25`
+    kind = str(info.get("kind") or (head.group() if head else ""))
+    return Sample(task, kind, earned(trace), seed, actions[-1] if actions else "")
+
+
+def _guesses(subject: Subject) -> dict[str, Policy]:
+    """Random words, and the constant that earned most on a few tasks."""
+    rng = np.random.default_rng(11)
+    constants = {form.format(word) for word in CONSTANTS for form in FORMS}
+    if subject.expert:
+        constants |= {expert(subject.env, subject.env.reset(seed=seed)[0]) or "" for seed in range(500, 504)}
+    means = {}
+    for text in sorted(constants):
+        if subject.is_late and means:
+            break
+        samples = [_sample(subject, say(text), seed) for seed in range(600, 608)]
+        means[text] = statistics.fmean({sample.task: sample.returned for sample in samples}.values())
+    constant = max(means, key=lambda text: means[text])
+    return {
+        f"always {constant[:40]!r}": say(constant),
+        "random words": lambda _, __: " ".join(WORDS[i] for i in rng.integers(0, len(WORDS), size=8)),
+    }
+
+
+def oracle(subject: Subject) -> str:
+    """The expert earns the maximum."""
+    maximum = subject.limits.maximum
+    if subject.expert is None:
+        outside = "cannot be known from outside: an expert is never served"
+        raise Skip(outside if subject.is_remote else "the environment has no expert")
+    returns, short = [], None
+    for seed in subject.seeds(subject.limits.episodes):
+        actions: list[str] = []
+        trace = play(subject.env, recorded(expert, actions), seed)
+        returns.append(earned(trace))
+        subject.lengths.append((len(actions), sum(map(len, actions))))
+        is_solved = len(trace) > 1 and json.loads(trace[-1][-1]).get("success", True)
+        if short is None and (returns[-1] < maximum - 1e-9 or not is_solved):
+            short = seed, actions[-1] if actions else None
+    mean = statistics.fmean(returns)
+    evidence = f"the expert earns {mean:.3f} in the mean of {len(returns)} episodes, {min(returns):.3f} at least"
+    if subject.expert != "always":
+        return f"{evidence}; it is declared {subject.expert}: it need not earn {maximum:g}"
+    if short is None:
+        return evidence
+    if subject.found["floor"].status == "fail" and mean < max(map(_mean, subject.lazy.values())):
+        raise Skip(f"{evidence}, but the reward pays others more (see floor): mend that first")
+    raise Fail(f"{evidence}, not {maximum:g}", *short)
+
+
+def difficulty(subject: Subject) -> str:
+    """How much the expert has to say, and whether a kind of task is given away."""
+    facts = []
+    if subject.lengths:
+        turns, characters = (statistics.fmean(values) for values in zip(*subject.lengths))
+        facts.append(f"the expert takes {turns:.1f} turns, {characters:.0f} characters")
+    floors: list[tuple[float, str, str]] = []
+    for who, samples in subject.lazy.items():
+        for kind in {sample.kind for sample in samples}:
+            among = [sample for sample in samples if sample.kind == kind]
+            if 4 <= len(among) < len(samples):
+                floors.append((_mean(among), kind, who))
+    if floors:
+        mean, kind, who = max(floors)
+        facts.append(f"of {len({row[1] for row in floors})} kinds {kind!r} is the cheapest: {who} earns {mean:.3f}")
+        if mean > subject.limits.kind_floor and subject.passed("floor"):
+            raise Fail(f"{facts[-1]}, above {subject.limits.kind_floor:g}")
+    if not facts:
+        raise Skip("no expert and no kinds of tasks to compare")
+    return "; ".join(facts)
+
+
+def _mean(samples: list[Sample]) -> float:
+    return statistics.fmean(sample.returned for sample in samples)

@@ -1,0 +1,214 @@
+"""What is checked: an environment by its id, the thresholds, and what the checks before have found."""
+
+import importlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import gymnasium
+
+from mrlm_envs.checks.playing import Policy, Trace, expert, expert_kind, follow, mixed, play, recorded
+
+OPENENV = "openenv:"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Thresholds of the card.
+
+    Attributes:
+        floor: The highest mean return of a policy that does not solve tasks.
+        kind_floor: The same within one kind of task.
+        tasks: Distinct tasks that a split must have.
+        maximum: The return of a solved episode.
+        step_s: Seconds that a reset or a step may take, in the mean.
+        memory_mb: MiB by which an episode may make the process grow, in the mean.
+        episodes: Seeds tried for each question.
+        seconds: Seconds after which a check takes no further seeds.
+    """
+
+    floor: float = 0.1
+    kind_floor: float = 0.5
+    tasks: int = 100
+    maximum: float = 1.0
+    step_s: float = 1.0
+    memory_mb: float = 1.0
+    episodes: int = 32
+    seconds: float = 6.0
+
+
+class Fail(Exception):
+    """A check fails. Its arguments are the evidence and, where they show it, a seed and an action."""
+
+    status = "fail"
+
+
+class Skip(Exception):
+    """A check cannot be made, or does not apply. Its argument says why."""
+
+    status = "skip"
+
+
+class Task(NamedTuple):
+    """What a seed asks; "" where there is no such thing.
+
+    Attributes:
+        id: `info["task_id"]`.
+        text: The first observation.
+        solution: All that the expert does.
+    """
+
+    id: str
+    text: str
+    solution: str
+
+
+@dataclass
+class Check:
+    """One line of the card.
+
+    Attributes:
+        name: Of the check.
+        status: "pass", "fail" or "skip".
+        evidence: What was seen, or why the check was not made.
+        seed: The episode seed that shows it.
+        action: The action that shows it.
+    """
+
+    name: str
+    status: str
+    evidence: str
+    seed: int | None = None
+    action: str | None = None
+
+
+@dataclass
+class Recorded:
+    """An episode as it was first played: its seed, its actions, its trace."""
+
+    seed: int
+    actions: list[str]
+    trace: Trace
+
+
+@dataclass
+class Sample:
+    """What a policy earned in an episode: its task, the kind of task, the return, the seed and the last action."""
+
+    task: str
+    kind: str
+    returned: float
+    seed: int
+    action: str
+
+
+@dataclass
+class Subject:
+    """An environment under check.
+
+    Args:
+        env_id: What `gymnasium.make` takes, `module:function` of an environment or a PettingZoo game, or
+            `openenv:ADDRESS`.
+        kwargs: Its arguments.
+        limits: The thresholds.
+
+    Attributes:
+        env: An instance to play on.
+        expert: "always", "honest" or None; see `playing.expert_kind`.
+        found: The lines of the card so far.
+        episodes: The episodes that `determinism` has recorded, for the checks that replay them.
+        interference: How one instance disturbs another, if `determinism` has met that.
+        lazy: What policies that do not solve tasks earned, by policy.
+        lengths: Turns and characters of the expert's episodes.
+        deadline: When the check has used its time, by the monotonic clock.
+    """
+
+    env_id: str
+    kwargs: dict[str, Any]
+    limits: Limits
+    found: dict[str, Check] = field(default_factory=dict)
+    episodes: list[Recorded] = field(default_factory=list)
+    interference: Fail | None = None
+    lazy: dict[str, list[Sample]] = field(default_factory=dict)
+    lengths: list[tuple[int, int]] = field(default_factory=list)
+    deadline: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.env = self.make()
+        self.expert = expert_kind(self.env)
+        said: list[str | None] = []
+        if self.expert:
+            play(self.env, lambda env, observation: said.append(expert(env, observation)), 0)
+            self.expert = self.expert if said[0] is not None else None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it runs behind somebody else's server."""
+        return self.env_id.startswith(OPENENV)
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether it claims that seed and actions replay to the same bytes; of a server that is the question."""
+        return self.is_remote or bool((self.env.unwrapped.metadata or {}).get("deterministic", True))
+
+    def make(self, **more: Any) -> gymnasium.Env[str, str]:
+        """A fresh instance, with further arguments."""
+        return make(self.env_id, {**self.kwargs, **more})
+
+    def start(self) -> None:
+        """Start the clock of a check."""
+        self.deadline = time.monotonic() + self.limits.seconds
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the check has used its time."""
+        return time.monotonic() > self.deadline
+
+    def seeds(self, count: int, first: int = 0) -> Iterator[int]:
+        """Episode seeds, fewer where the environment is slow, but four at least."""
+        for seed in range(first, first + count):
+            if seed - first >= 4 and self.is_late:
+                return
+            yield seed
+
+    def task(self, env: gymnasium.Env[str, str], seed: int) -> Task:
+        """The task of a seed."""
+        actions: list[str] = []
+        observation, info = play(env, recorded(expert, actions) if self.expert else follow([]), seed)[0]
+        return Task(str(json.loads(info).get("task_id", "")), observation, "\n".join(actions))
+
+    def record(self, env: gymnasium.Env[str, str], seed: int) -> Recorded:
+        """Play an episode: the expert on even seeds, where there is one, and a policy of odd words on the others."""
+        actions: list[str] = []
+        policy: Policy = expert if self.expert and seed % 2 == 0 else mixed(seed)
+        return Recorded(seed, actions, play(env, recorded(policy, actions), seed))
+
+    def passed(self, name: str) -> bool:
+        """Whether an earlier check passed."""
+        return self.found[name].status == "pass"
+
+
+def make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env[str, str]:
+    """The environment of an id, as `mrlm check` takes it.
+
+    Raises:
+        ValueError: If there is no such environment.
+    """
+    if env_id.startswith(OPENENV):
+        address = env_id.removeprefix(OPENENV)
+        kwargs = {"address": address if "//" in address else f"http://{address}", **kwargs}
+        env_id = "mrlm/OpenEnv-v0"
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module and name.isidentifier():
+            made: Any = getattr(importlib.import_module(module), name)(**kwargs)
+            if not hasattr(made, "possible_agents"):
+                return made
+            from mrlm_envs.checks.games import GameSide
+
+            return GameSide(made)
+        return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    except (gymnasium.error.Error, ImportError, AttributeError) as error:
+        raise ValueError(f"environment {env_id}: {error}") from error

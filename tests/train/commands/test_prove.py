@@ -1,0 +1,78 @@
+"""`mrlm prove` on runs of two steps, and the sentence on made-up figures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mrlm_train.cli import main
+from mrlm_train.commands import prove
+from mrlm_train.episodes.record import Episode
+from tests.support.playing import TOKENIZER, tiny_model
+
+torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore")
+SUMS = {"id": "mrlm/Math-v0", "kwargs": {"kinds": ["addition"], "difficulty": [1, 1], "system_prompt": ""}}
+
+
+def test_a_training_is_run_beside_its_controls_and_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "model")
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    config = {
+        "model": {"model_name_or_path": str(tmp_path / "model")},
+        "envs": [SUMS],
+        "training": {"batch_size": 8, "max_steps": 2, "save_strategy": "no", "use_cpu": True},
+        "rollout": {"max_completion_length": 16},
+        "stages": [
+            {"training": {"algorithm": "sft"}},
+            {"training": {"algorithm": "grpo"}, "grpo": {"num_generations": 4}},
+        ],
+    }
+    (tmp_path / "my.yaml").write_text(json.dumps(config))
+    command = ["prove", "--config", str(tmp_path / "my.yaml"), "--output", str(tmp_path / "out"), "--problems", "4"]
+    assert main([*command, "--seeds", "1"]) == 0
+    found = json.loads((tmp_path / "out" / "prove.json").read_text())
+    assert list(found["runs"]) == ["untrained", "trained", "random rewards", "shuffled rewards", "more SFT"]
+    assert all(result[0]["n"] == 4 for result in found["runs"].values())
+    assert (tmp_path / "out" / "prove.png").read_bytes().startswith(b"\x89PNG")
+    models = [Path(result[0]["model"]) for result in found["runs"].values()]
+    written = [model.stat().st_mtime_ns for model in models]
+    assert main([*command, "--seeds", "1"]) == 0
+    assert [model.stat().st_mtime_ns for model in models] == written
+
+
+def result(value: float, n: int = 200) -> dict[str, Any]:
+    half = 1.96 * (value * (1 - value) / n) ** 0.5
+    return {"metric": "success", "value": value, "half": half, "n": n, "cpu_seconds": 1}
+
+
+@pytest.mark.parametrize(
+    ("shares", "sentence"),
+    [
+        ({"untrained": 0.4, "trained": 0.9, "random rewards": 0.4}, "is not explained by random rewards"),
+        ({"untrained": 0.4, "trained": 0.9, "more SFT": 0.91}, "is explained, as far as these runs can tell, by more"),
+        ({"untrained": 0.4, "trained": 0.42, "random rewards": 0.4}, "there is no lift to explain over untrained"),
+    ],
+)
+def test_the_sentence_follows_from_the_runs(shares: dict[str, float], sentence: str) -> None:
+    assert sentence in prove.conclusion({name: [result(value)] for name, value in shares.items()})
+    by_seed = {name: [result(value + noise) for noise in (-0.01, 0, 0.01)] for name, value in shares.items()}
+    if "no lift" not in sentence:
+        assert sentence in prove.conclusion(by_seed)
+
+
+def test_few_seeds_that_disagree_prove_nothing() -> None:
+    runs = {"untrained": [result(0.4), result(0.4)], "trained": [result(0.9), result(0.5)]}
+    assert "there is no lift to explain" in prove.conclusion(runs)
+
+
+def test_shuffled_rewards_are_the_batchs_own_and_random_ones_are_not() -> None:
+    episodes = [Episode("x", turn_rewards=[0.0, float(i)]) for i in range(20)]
+    prove.shuffled(episodes, np.random.default_rng(0))
+    returns = [episode.reward for episode in episodes]
+    assert sorted(returns) == [float(i) for i in range(20)] != returns
+    prove.randomly(episodes, np.random.default_rng(0))
+    assert {episode.reward for episode in episodes} == {0.0, 1.0}
