@@ -3,7 +3,7 @@
     python benchmarks/selfplay.py --seeds 0 1 2 --output /tmp/selfplay.jsonl
 
 The start has learned from random legal moves that an answer is 1, 2 or 3. Then PPO and GRPO let the policy play itself,
-and nothing else. Win rates are over 300 games, half of them in each seat, sampled at temperature 1, against `careless`
+and nothing else. Win rates are over 300 games, half of them as each agent, sampled at temperature 1, against `careless`
 (random legal moves), whom perfect play beats in 91 % of the games.
 """
 
@@ -64,10 +64,10 @@ def start(seed: int, folder: Path) -> str:
 
 
 def win_rate(model: Any, tokenizer: Any, opponent: str, games: int = 300) -> float:
-    """Share of games won against a function of the game's module, half of them in each seat."""
-    seats = [EnvEntry(GAME, agents={agent: f"{MODULE}:{opponent}"}) for agent in ("first", "second")]
+    """Share of games won against a function of the game's module, half of them as each agent."""
+    entries = [EnvEntry(GAME, agents={agent: f"{MODULE}:{opponent}"}) for agent in ("first", "second")]
     sampling = Sampling(max_turn_tokens=2, max_episode_tokens=96, seed=1)
-    return evaluate(policy.make(model, tokenizer), seats, games // 2, None, sampling)["success"]
+    return evaluate(policy.make(model, tokenizer), entries, games // 2, None, sampling)["success"]
 
 
 def run(algorithm: str, seed: int, begun: str, changes: dict[str, Any], past: int | None = None) -> dict[str, Any]:
@@ -78,8 +78,8 @@ def run(algorithm: str, seed: int, begun: str, changes: dict[str, Any], past: in
     trainer_class, config_class, own = ALGORITHMS[algorithm]
     args = config_class(output_dir=begun, seed=seed, **{**RL, **own, **changes})
     frozen = {"policy": "past", "refresh_every": past}
-    seats = [EnvEntry(GAME, agents={agent: frozen}) for agent in ("first", "second")]
-    trainer = trainer_class(begun, seats if past else GAME, args)
+    entries = [EnvEntry(GAME, agents={agent: frozen}) for agent in ("first", "second")]
+    trainer = trainer_class(begun, entries if past else GAME, args)
     trainer.remove_callback(PrinterCallback)
     cpu = time.process_time()
     trainer.train()

@@ -270,19 +270,19 @@ def value_loss(
 
 
 def update_baselines(baselines: dict[str, float], returns: Iterable[tuple[str, float]], decay: float) -> None:
-    """Move the running mean return of each seat of a game towards the latest returns (SPIRAL, arXiv:2506.24119).
+    """Move the running mean return of each agent of a game towards the latest returns (SPIRAL, arXiv:2506.24119).
 
     SPIRAL's b ← α b + (1 − α) R, once an episode; here the episodes of a batch have no order: for n of them
-    b ← αⁿ b + (1 − αⁿ) mean(R). A seat's first batch is its baseline.
+    b ← αⁿ b + (1 − αⁿ) mean(R). An agent's first batch is its baseline.
 
     Args:
-        baselines: by seat; changed in place.
-        returns: `(seat, return)` of each episode.
+        baselines: by agent; changed in place.
+        returns: `(agent, return)` of each episode.
         decay: α.
     """
     latest: dict[str, list[float]] = {}
-    for seat, value in returns:
-        latest.setdefault(seat, []).append(value)
-    for seat, values in latest.items():
+    for agent, value in returns:
+        latest.setdefault(agent, []).append(value)
+    for agent, values in latest.items():
         mean, kept = sum(values) / len(values), decay ** len(values)
-        baselines[seat] = kept * baselines[seat] + (1 - kept) * mean if seat in baselines else mean
+        baselines[agent] = kept * baselines[agent] + (1 - kept) * mean if agent in baselines else mean

@@ -196,7 +196,7 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         return loss
 
     def credit(self, episodes: Sequence[Episode], mask_BT: torch.Tensor) -> torch.Tensor:
-        """Advantages: (B,), an episode's return against its group's mean (in a game its seat's); by turn, (B, T)."""
+        """Advantages: (B,), an episode's return against its group's mean (in a game its agent's); by turn, (B, T)."""
         scale: Any = self.args.scale_rewards
         advantages_N, scales_N = group_advantages(self.gather_rewards(episodes), self.args.num_generations or 1, scale)
         first = self.accelerator.process_index * len(episodes)
@@ -237,8 +237,8 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         self._drawn = (step, count)
         first = self.accelerator.process_index * len(rows)
         self.opponents.refresh(step)
-        seats = [self.rollout.pool.trained_agents(row["entry"]) for row in rows]
-        shares = rows_by_request([(row["entry"], row["seed"]) for row in rows], seats)
+        agents = [self.rollout.pool.trained_agents(row["entry"]) for row in rows]
+        shares = rows_by_request([(row["entry"], row["seed"]) for row in rows], agents)
         # the draw counts rows over all processes: the same episodes, however many processes share them
         requests = {
             share[0]: Request(
@@ -248,7 +248,7 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         }
         games = self.rollout.run(requests.values())
         seconds, tokens = self.rollout.seconds, self.rollout.sampled_tokens
-        played = episode_by_row(games, shares, seats)
+        played = episode_by_row(games, shares, agents)
         for attempt in range(1, self.args.dynamic_sampling + 1):
             flat = _flat_groups(played, self.args.num_generations)
             if not flat and self.policy.reduce is None:  # processes that share each forward pass stay together
@@ -264,18 +264,15 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
 
     @property
     def baselines(self) -> dict[str, float]:
-        """Running mean returns by seat of a game; a part of the Trainer's state, so checkpoints keep them."""
+        """Running mean returns by agent of a game; a part of the Trainer's state, so checkpoints keep them."""
         return self.state.stateful_callbacks.setdefault("seat_baselines", {})  # type: ignore[union-attr, return-value]
 
     def baseline(self, episode: Episode) -> float:
-        """In a game, the mean return of the seat; 0 elsewhere."""
-        return 0.0 if episode.agent is None else self.baselines.get(episode.seat, 0.0)
+        """In a game, the mean return of the agent; 0 elsewhere."""
+        return 0.0 if episode.agent is None else self.baselines.get(episode.label, 0.0)
 
     def _opponents(self, pool: EnvPool) -> PastOpponents:
-        games = list(pool.agents)
-        for entry in self.eval_envs:
-            if entry.is_game:
-                games.append(entry.assign(entry.build()))
+        games = [*pool.agents, *(entry.agent_configs() for entry in self.eval_envs)]
         is_frozen = any(player.function is None and not player.trains for game in games for player in game.values())
         if is_frozen and (self.policy.reduce is not None or self.policy.turn is not None):
             raise ValueError(
@@ -305,7 +302,7 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         for name, part in figures.get("environments", {}).items():
             self.count(f"reward/{name}", _or_nan(part["reward"]))
             self.count(f"success/{name}", _or_nan(part["success"]))
-        returns = [(e.seat, e.reward) for e in everyone if e.agent is not None and e.valid and e.turn_rewards]
+        returns = [(e.label, e.reward) for e in everyone if e.agent is not None and e.valid and e.turn_rewards]
         update_baselines(self.baselines, returns, self.args.baseline_decay)
         for name, value in self.baselines.items():
             self.count(f"baseline/{name}", value)

@@ -169,7 +169,7 @@ class PPOTrainer(HeadTrainer, GRPOTrainer):
         args = self.args
         mask_BT, values_BT = loss_mask(batch), values_BS[:, :-1]
         rewards_BT, turns_BT, ends_B = turn_columns(mask_BT, episodes)
-        for b, episode in enumerate(episodes):  # in a game the critic learns what the mean return of the seat leaves
+        for b, episode in enumerate(episodes):  # in a game the critic learns what the mean return of the agent leaves
             if episode.turn_ends:
                 rewards_BT[b, episode.turn_ends[-1]] -= self.baseline(episode)
         if args.beta and args.kl_in == "reward":

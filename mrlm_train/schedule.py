@@ -40,7 +40,7 @@ def task_rows(args: Any, pool: EnvPool) -> Dataset:
             )
     generations = math.ceil(args.max_steps / updates)
     picks, seeds = training_tasks(pool, generations * per_generation, args.seed)
-    if args.num_generations == 1:  # without groups, a game still gives an episode a seat
+    if args.num_generations == 1:  # without groups, a game still gives an episode an agent
         rows = [task for task in zip(picks, seeds, strict=True) for _ in range(pool.trained_agents(task[0]))]
         picks, seeds = map(list, zip(*rows[: len(picks)], strict=True))
     return Dataset.from_dict({"prompt": [""] * len(picks), "entry": picks, "seed": seeds})

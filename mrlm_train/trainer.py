@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from accelerate.utils import gather_object
@@ -46,12 +46,6 @@ class RolloutArguments:
         eval_temperature: 0 is greedy.
         save_episodes: transcripts written to `output_dir/episodes` at each log.
     """
-
-    ROLLOUT_FIELDS: ClassVar[tuple[str, ...]] = (
-        *("max_turns", "max_turn_tokens", "max_completion_length", "temperature", "top_p", "top_k", "engine", "rows"),
-        *("env_threads", "step_timeout", "max_invalid_share", "system_prompt", "chat_template_kwargs"),
-        *("eval_episodes", "eval_temperature", "save_episodes"),
-    )
 
     bf16: bool | None = field(default=None, metadata={"help": "None: on where there is a GPU."})
     gradient_checkpointing: bool | None = field(default=None, metadata={"help": "None: on where there is a GPU."})

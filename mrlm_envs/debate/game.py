@@ -1,7 +1,7 @@
 """The two-agent game: a PettingZoo environment with the agents "pro" and "con".
 
 Both speak at once in each round and then hear each other, so the parallel environment is the game, and the AEC one
-(`env()`) asks both in turn before either hears the other. `mrlm/Debate-v0` is one seat of it: observations, actions,
+(`env()`) asks both in turn before either hears the other. `mrlm/Debate-v0` is one side of it: observations, actions,
 rewards and `info` are the same for each side, and so is the topic of a seed. The rewards of both sides sum to 1.
 
     env = mrlm_envs.debate.parallel_env(rounds=2)
@@ -62,7 +62,7 @@ class DebateGame(ParallelEnv[str, str, str | None]):
         render_mode: str | None = None,
     ) -> None:
         self.possible_agents, self.agents = list(SIDES), []
-        # Pro's seat, in which con's statements are those of the other agent.
+        # Pro's side, in which con's statements are those of the other agent.
         self._env = DebateEnv(
             topic, "pro", rounds, self._con, tasks, judge, format, split=split, render_mode=render_mode
         )

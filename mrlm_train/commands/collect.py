@@ -7,6 +7,7 @@ all have ended, in the order in which they were drawn.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,8 +19,7 @@ from typing import Any
 from mrlm_train.commands.evaluate import tell_cost
 from mrlm_train.episodes.chat import Chat
 from mrlm_train.episodes.preferences import pairs
-from mrlm_train.episodes.record import Episode, jsonable, tokenizer_hash, write
-from mrlm_train.experiment.run_directory import write_text
+from mrlm_train.episodes.record import Episode, jsonable, tokenizer_hash, whole_file, write
 from mrlm_train.inference.policy import Policy
 from mrlm_train.inference.sampling import Sampling
 from mrlm_train.rollout.environments import EnvLike, entries
@@ -101,7 +101,7 @@ def collect(
             ],
             "policy": policy.name,
             "tokenizer": policy.tokenizer and tokenizer_hash(policy.tokenizer),  # an endpoint shows none
-            "sampling": rollout._settings,
+            "sampling": dataclasses.asdict(rollout.sampling),
             "n": n,
             "group_size": group_size,
             "seed": seed,
@@ -109,8 +109,8 @@ def collect(
         partial = _Partial(Path(output), settings)
         left = [r for r in requests if len(partial.done.get(r.draw, ())) < pool.trained_agents(r.entry)]
         for request in left:
-            partial.done.pop(request.draw, None)  # a game of which only some seats were written
-        resumed = [episode for seats in partial.done.values() for episode in seats.values()]
+            partial.done.pop(request.draw, None)  # a game of which only some agents were written
+        resumed = [episode for agents in partial.done.values() for episode in agents.values()]
         for episode in resumed:
             if progress is not None:
                 progress(episode)
@@ -121,7 +121,8 @@ def collect(
     result = _write(output, episodes, filter_reward, len(resumed))
     if preferences is not None:
         rows = [json.dumps(_preference(*pair), ensure_ascii=False) + "\n" for pair in pairs(episodes)]
-        write_text(Path(preferences), "".join(rows))
+        with whole_file(preferences) as file:
+            file.writelines(rows)
         result = replace(result, pairs=len(rows))
     partial.path.unlink()
     return result

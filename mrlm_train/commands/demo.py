@@ -35,6 +35,11 @@ ENVIRONMENT = EnvEntry("mrlm/Math-v0", {"kinds": ["addition"], "difficulty": [2,
 REPLY_TOKENS = 32  # as `rollout.max_completion_length`
 DEMONSTRATIONS = "demonstrations.jsonl"
 DEMONSTRATION_SEED = 1_000_000  # plus the demo's own: other tasks than GRPO begins with, which are drawn from the seed
+STYLE: dict[Any, Any] = {
+    **{"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
+    **{"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": "#e6e8eb"},
+    **{"lines.linewidth": 1.2, "lines.markersize": 3.5},
+}
 STAGES = {"before": "before", "sft": "after SFT", "rl": "after GRPO"}
 
 
@@ -119,27 +124,27 @@ def _train(run_config: config.RunConfig, problems: int) -> dict[str, Any]:
     """Train and evaluate; finished stages are not trained again."""
     _quiet()
     folder, wall, cpu = Path(run_config.output_dir), time.perf_counter(), time.process_time()
-    figures: dict[str, dict[str, Any]] = {}
+    results: dict[str, Any] = {"seed": run_config.seed, "test": {}, "train": {}}
+    trained, intervals = dict[str, float](), dict[str, list[float]]()
     replies: dict[str, list[Episode]] = {}
-    trained: dict[str, float] = {}
     models = training.run_stages(run_config, resume=True)
     for name, title in STAGES.items():
         before = time.process_time()
         model = folder / "tiny" if name == "before" else next(models)
         trained[name] = round(time.process_time() - before, 1)
-        played = {split: solve(model, split, problems) for split in ("test", "train")}
-        figures[name], replies[name] = {split: summary(played[split]) for split in played}, played["test"]
-        print(f"{title}: {figures[name]['test']['success']:.1%} of the test problems solved", flush=True)
+        for split in ("test", "train"):
+            played = solve(model, split, problems)
+            figures = summary(played)
+            results[split] |= {name: figures["success"], "n": figures["n"]}
+            if split == "test":
+                replies[name], intervals[name] = played, figures["success_interval"]
+        print(f"{title}: {results['test'][name]:.1%} of the test problems solved", flush=True)
     return {
-        "seed": run_config.seed,
-        **{
-            split: {**{name: figures[name][split]["success"] for name in STAGES}, "n": figures["rl"][split]["n"]}
-            for split in ("test", "train")
-        },
+        **results,
         "seconds": round(time.perf_counter() - wall, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
         "training_cpu_seconds": {name: trained[name] for name in ("sft", "rl")},
-        "test_interval": {name: figures[name]["test"]["success_interval"] for name in STAGES},
+        "test_interval": intervals,
         "curve": {
             "sft": _points(folder / "stage-1-sft", "eval_success"),
             "grpo": _points(folder / "stage-2-grpo", "eval_success"),
@@ -166,17 +171,10 @@ def _points(folder: Path, metric: str) -> list[list[float]]:
 
 def _samples(replies: dict[str, list[Episode]]) -> list[dict[str, str]]:
     """The first three test problems that SFT got wrong, with every stage's reply."""
-
-    def said(episode: Episode, role: str) -> str:
-        return next(message["content"] for message in episode.messages if message["role"] == role)
-
     wrong = [i for i, episode in enumerate(replies["sft"]) if not episode.success][:3]
+    said = lambda name, i: {m["role"]: m["content"] for m in replies[name][i].messages[:2]}  # system_prompt is ""
     return [
-        {
-            "question": said(replies["sft"][i], "user"),
-            **{name: said(replies[name][i], "assistant") for name in STAGES},
-        }
-        for i in wrong
+        {"question": said("sft", i)["user"], **{name: said(name, i)["assistant"] for name in STAGES}} for i in wrong
     ]
 
 
@@ -200,49 +198,32 @@ def _show(results: dict[str, Any], folder: Path) -> None:
 
 def draw_curve(results: dict[str, Any], path: Path) -> None:
     """Draw the two stages side by side: success as it grows, and GRPO's reward on the problems it trains on."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
     curve, test = results["curve"], results["test"]
-    figure = Figure(figsize=(9, 4.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    warmed_up, rewards = [[0, 0.0], *curve["sft"]], curve["reward"]
-    widths = [max(1, warmed_up[-1][0]), len(rewards)]
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=widths)
-    blue, green, orange, gray = "#1f6fb4", "#3f9142", "#e07b28", "#8a8f98"
-    dots: dict[str, Any] = {"marker": "o", "markersize": 3.5, "clip_on": False}
-    left.plot(*zip(*warmed_up), color=green, label="training problems, greedy", **dots)
-    left.set_title("SFT on worked solutions", fontsize=11)
-    left.set_ylabel("two-digit sums solved")
+    sft, grpo, rewards = [[0, 0.0], *curve["sft"]], [[0, test["sft"]], *curve["grpo"]], curve["reward"]
+    widths = [max(1, sft[-1][0]), len(rewards)]
     smooth = [sum(part) / len(part) for i in range(len(rewards)) if (part := rewards[max(0, i - 19) : i + 1])]
     steps = range(1, len(rewards) + 1)
-    right.plot(steps, rewards, color=orange, alpha=0.22, linewidth=0.8)
-    right.plot(steps, smooth, color=orange, label="reward while training, sampled (mean of 20 steps)")
-    right.plot(*zip([0, test["sft"]], *curve["grpo"]), color=blue, label="test problems, greedy", **dots)
-    right.axhline(test["sft"], color=gray, linestyle="--", linewidth=1)
-    for name, color, offset in (("sft", gray, -12), ("rl", blue, 8)):
-        label = f"{STAGES[name]} {test[name]:.0%}"
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        text: dict[str, Any] = {
-            "textcoords": "offset points",
-            "ha": "right",
-            "va": "center",
-            "fontsize": 9,
-            "bbox": box,
-        }
-        right.annotate(label, (widths[1], test[name]), (0, offset), color=color, **text)
-    right.set_title("GRPO on the reward alone", fontsize=11)
-    left.set_ylim(0, 1.03)
-    left.yaxis.set_major_formatter(PercentFormatter(1.0))
-    for axis, width, corner in zip((left, right), widths, ("upper left", "lower right")):
-        axis.legend(loc=corner, frameon=False, fontsize=9)
-        axis.set_xlim(0, width)
-        axis.set_xlabel("optimizer steps")
-        axis.grid(axis="y", color="#e6e8eb", linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 4.5), dpi=150, layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=widths)
+        left.set(title="SFT on worked solutions", ylabel="two-digit sums solved", ylim=(0, 1.03))
+        left.plot(*zip(*sft), "o-", color="tab:green", label="training problems, greedy")
+        right.set(title="GRPO on the reward alone")
+        right.plot(steps, rewards, color="tab:orange", alpha=0.22)
+        right.plot(steps, smooth, color="tab:orange", label="reward while training, sampled (mean of 20 steps)")
+        right.plot(*zip(*grpo), "o-", color="tab:blue", label="test problems, greedy")
+        right.axhline(test["sft"], color="tab:gray", linestyle="--")
+        for name, place in (("sft", "top"), ("rl", "bottom")):
+            right.text(widths[1], test[name], f"{STAGES[name]} {test[name]:.0%}", ha="right", va=place)
+        left.yaxis.set_major_formatter(PercentFormatter(1.0))
+        for axis, width, corner in zip((left, right), widths, ("upper left", "lower right")):
+            axis.set(xlim=(0, width), xlabel="optimizer steps")
+            axis.legend(loc=corner)
+        figure.savefig(path)
 
 
 def _quiet() -> None:

@@ -77,9 +77,9 @@ def run(
     tell_cost(policy)
     evaluation.require_valid(episodes)
     result = evaluation.summary(episodes)
-    result.setdefault("environments", evaluation.by(episodes, lambda episode: episode.seat))
+    result.setdefault("environments", evaluation.by(episodes, lambda episode: episode.label))
     for name, part in result["environments"].items():
-        played = [episode for episode in episodes if episode.seat == name]
+        played = [episode for episode in episodes if episode.label == name]
         for key in BREAKDOWNS:
             parts = evaluation.by(played, lambda episode: episode.info.get(key))  # noqa: B023
             if len(parts) > 1:
@@ -131,7 +131,7 @@ def report(
 def _line(episode: Episode) -> dict[str, Any]:
     """What the result file says of an episode; `--episodes` keeps all of it."""
     names = ("seed", "task_id", "success", "reward", "stop_reason", "valid")
-    line = {"environment": episode.seat, "attempt": episode.sampling["draw"], "turns": len(episode.turn_rewards)}
+    line = {"environment": episode.label, "attempt": episode.sampling["draw"], "turns": len(episode.turn_rewards)}
     line |= {name: getattr(episode, name) for name in names}
     return line | {key: episode.info[key] for key in BREAKDOWNS if key in episode.info}
 

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mrlm_train import tiny
-from mrlm_train.inference.hub import check_exists
+from mrlm_train.inference.hub import check_exists, loading
 from mrlm_train.inference.kv_cache import width_after
 from mrlm_train.inference.policy import weight_dtype
 
@@ -56,17 +56,15 @@ def shape(name: str, trust_remote_code: bool = False) -> Shape:
         name: a folder, a hub name, or `tiny`.
         trust_remote_code: run the model's own code.
 
-    Errors: ValueError in one line when there is no such model.
+    Raises:
+        ValueError: If there is no such model, in one line.
     """
     if name == "tiny":
         config: Any = tiny.build()[0].config
     else:
         check_exists(name)
-        try:
+        with loading(f"model {name}"):
             config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise ValueError(f"model {name}: {said[0]}") from error
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     text = config.get_text_config()
@@ -107,70 +105,62 @@ def estimate(
     or, under FSDP and ZeRO-3, the batch engine, whose cache holds the tokens and no more.
 
     Args:
-        model: of `shape`.
+        model: Of `shape`.
         strategy: "ddp", "fsdp" (FSDP2), or "deepspeed" (ZeRO-3); at one process all are the same.
         processes: GPUs, one process each.
-        dtype: of the weights, `model.dtype`; "float32" is the default of `mrlm train`.
-        lora: rank of a LoRA adapter on all linear layers; None trains all weights.
-        batch: episodes of one forward pass, `per_device_train_batch_size`.
-        rows: episodes decoded at once, `rollout.rows`.
-        tokens: longest episode with its prompt.
-        reference: a second, frozen model is kept (DPO, or `beta` above 0, without LoRA).
+        dtype: Of the weights, `model.dtype`; "float32" is the default of `mrlm train`.
+        lora: Rank of a LoRA adapter on all linear layers; None trains all weights.
+        batch: Episodes of one forward pass, `per_device_train_batch_size`.
+        rows: Episodes decoded at once, `rollout.rows`.
+        tokens: Longest episode with its prompt.
+        reference: A second, frozen model is kept (DPO, or `beta` above 0, without LoRA).
 
-    Returns: for "training" and "rollout", name to `(bytes, how it is counted)`.
+    Returns:
+        For "training" and "rollout", name to `(bytes, how it is counted)`.
 
-    Errors: ValueError for an unknown strategy or dtype.
+    Raises:
+        ValueError: If the strategy or dtype is unknown.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy {strategy!r} is not one of {', '.join(STRATEGIES)}")
     if processes < 1:
         raise ValueError(f"num-processes must be at least 1, got {processes}")
+    shards = processes if strategy != "ddp" else 1
+    zero = strategy == "deepspeed" and shards > 1
+    whole, adapter = model.parameters, (lora or 0) * model.linear
     size = weight_dtype(dtype, torch.device("cpu")).itemsize
     own = 4 if lora else size  # adapters are fp32
-    whole = model.parameters
-    adapter = lora * model.linear if lora else 0
+    # DeepSpeed computes on bf16 weights and keeps fp32 ones with the optimizer's states
+    weights, adapted, gradients, states = (2, 2, 2, 12) if zero else (size, own, own, 2 * own)
     trained = adapter or whole
-    shards = processes if strategy != "ddp" else 1
-    zero = strategy == "deepspeed" and processes > 1
-    weights, gradients, states = size, own, 2 * own
-    if zero:  # DeepSpeed computes on bf16 weights and keeps fp32 ones with the optimizer's states
-        weights, gradients, states = 2, 2, 12
     over = f" / {shards}" if shards > 1 else ""
     note = f"{whole:,} parameters of {weights} bytes{over}"
-    if lora:
-        note += f", {adapter:,} of a LoRA adapter of rank {lora}"
-    held = (weights * whole + (own * adapter if not zero else weights * adapter)) / shards
-    training = {"weights": (held, note)}
+    note += f", {adapter:,} of a LoRA adapter of rank {lora}" if lora else ""
+    kept = {"weights": ((weights * whole + adapted * adapter) / shards, note)}
     if reference and not lora:
-        training["reference model"] = (weights * whole / shards, "frozen, as large as the weights")
-    training["gradients"] = (gradients * trained / shards, f"{gradients} bytes for each trained parameter{over}")
-    training["AdamW"] = (states * trained / shards, f"{states} bytes for each trained parameter{over}")
-    gathered = 0.0
-    if strategy == "ddp" and processes > 1:
-        training["buckets"] = (gradients * trained, "DDP's copy of the gradients")
-    elif shards > 1 and strategy == "fsdp":
-        gathered = 2 * (model.outside + 2 * model.block)
-        training["gathered"] = (gathered, "embeddings, head and two blocks, whole, in bf16")
-    elif zero:
+        kept["reference model"] = (weights * whole / shards, "frozen, as large as the weights")
+    kept["AdamW"] = (states * trained / shards, f"{states} bytes for each trained parameter{over}")
+    copied = (gradients * trained / shards, f"{gradients} bytes for each trained parameter{over}")
+    training, rollout = {**kept, "gradients": copied}, dict(kept)
+    if zero:
+        rollout["gradients"] = copied  # the others drop them after each optimizer step
         training["gathered"] = (2 * min(whole, LIVE), f"at most {LIVE:,} parameters at a time, in bf16")
-    freed = ("gathered",) if zero else ("gathered", "gradients")  # gone after each optimizer step
-    rollout = {key: value for key, value in training.items() if key not in freed}
+        rollout["gathered"] = (2 * whole, "the whole model (ds3_gather_for_generation), in bf16")
+    elif shards > 1:
+        blocks = 2 * (model.outside + 2 * model.block)
+        training["gathered"] = rollout["gathered"] = (blocks, "embeddings, head and two blocks, whole, in bf16")
+    elif processes > 1:
+        training["buckets"] = rollout["buckets"] = (gradients * trained, "DDP's copy of the gradients")
     spoken = batch * tokens
-    activations = 2 * model.layers * spoken * model.hidden + 34 * spoken * model.hidden + 8 * spoken * model.vocabulary
     training["activations"] = (
-        activations,
+        2 * model.layers * spoken * model.hidden + 34 * spoken * model.hidden + 8 * spoken * model.vocabulary,
         f"estimate: {batch} episodes of {tokens:,} tokens: 2 bytes × width kept a block, 34 in the block at work "
         "(arXiv:2205.05198), 8 × vocabulary for logits and their gradient",
     )
-    if gathered:
-        rollout["gathered"] = training["gathered"]
-    elif zero:
-        rollout["gathered"] = (2 * whole, "the whole model (ds3_gather_for_generation), in bf16")
-    cached = 2 * model.cached
     width = tokens if shards > 1 else width_after(tokens)  # the slot engine's rows have room to grow
     rollout["cache"] = (
-        rows * width * cached,
-        f"{rows} rows with room for {width:,} tokens, {cached:,} bytes each (keys and values in bf16)",
+        rows * width * 2 * model.cached,
+        f"{rows} rows with room for {width:,} tokens, {2 * model.cached:,} bytes each (keys and values in bf16)",
     )
     return {"training": training, "rollout": rollout}
 

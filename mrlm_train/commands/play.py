@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import gymnasium
@@ -28,14 +29,11 @@ def run(entry: EnvEntry, seed: int | None, ask: Ask = input, tell: Tell = print)
         ask: Reads a line after a prompt; raises `EOFError` at the end of the input.
         tell: Shows a text.
     """
-    env = entry.build()
-    try:
+    with closing(entry.build()) as env:
         if entry.is_game:
             _play_game(entry, env, seed, ask, tell)
         else:
             play(env, seed, ask, tell)
-    finally:
-        env.close()
 
 
 def play(env: gymnasium.Env[str, str], seed: int | None, ask: Ask = input, tell: Tell = print) -> float:
@@ -79,27 +77,27 @@ def _play_game(entry: EnvEntry, game: Any, seed: int | None, ask: Ask, tell: Tel
         from pettingzoo.utils.conversions import parallel_to_aec
 
         game = parallel_to_aec(game)
-    players = entry.assign(game)
-    heard: dict[str, list[dict[str, Any]]] = {name: [] for name in players}
-    rng = np.random.default_rng(seed)
-    totals = dict.fromkeys(players, 0.0)
+    agents = entry.assign(game)
+    messages: dict[str, list[dict[str, Any]]] = {name: [] for name in agents}
+    totals, rng = dict.fromkeys(agents, 0.0), np.random.default_rng(seed)
     game.reset(seed=seed)
-    tell(f"{HELP}\nThe agents are {', '.join(players)}.")
+    tell(f"{HELP}\nThe agents are {', '.join(agents)}.")
     for agent in game.agent_iter():
         observation, reward, terminated, truncated, info = game.last()
         totals[agent] += reward
-        speak = players[agent].function
-        if speak is None:
-            system = f"{info['system']}\n\n" if info.get("system") and not heard[agent] else ""
+        function = agents[agent].function
+        if function is None:
+            system = f"{info['system']}\n\n" if info.get("system") and not messages[agent] else ""
             tell(f"\n[to {agent}]\n{system}{observation}\n")
-        heard[agent].append({"role": "user", "content": observation})
-        action: str | None = None
-        if not (terminated or truncated):
-            action = _read(game, {}, ask, tell) if speak is None else speak(heard[agent], rng)
-            if action is None:
-                tell("\nleft before the end")
-                return
-            heard[agent].append({"role": "assistant", "content": action})
+        messages[agent].append({"role": "user", "content": observation})
+        if terminated or truncated:
+            game.step(None)
+            continue
+        action = _read(game, {}, ask, tell) if function is None else function(messages[agent], rng)
+        if action is None:
+            tell("\nleft before the end")
+            return
+        messages[agent].append({"role": "assistant", "content": action})
         game.step(action)
     tell("\nover; returns: " + ", ".join(f"{agent} {total:g}" for agent, total in totals.items()))
 

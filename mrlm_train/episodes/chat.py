@@ -187,19 +187,19 @@ class Chat:
             check_tokenizer(episode, self.tokenizer)
             return episode
         messages = episode.messages
-        first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        first, end = (turns[0], turns[-1] + 1) if turns else (len(messages), 0)
         ids: list[int] = []
         mask: list[int] = []
         ends: list[int] = []
-        last_end = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
-        for message in messages[first : last_end + 1]:
-            if message["role"] == "assistant":
-                piece = self.action_ids(message["content"])
+        for i in range(first, end):
+            if i in turns:
+                piece = self.action_ids(messages[i]["content"])
                 ends.append(len(ids) + len(piece) - 1)
             else:
-                piece = self.reply_ids(message["content"], message["role"], ids[-1])
+                piece = self.reply_ids(messages[i]["content"], messages[i]["role"], ids[-1])
             ids += piece
-            mask += [int(message["role"] == "assistant")] * len(piece)
+            mask += [int(i in turns)] * len(piece)
         episode.prompt_ids = self.prompt_ids(messages[:first], episode.info.get("tools"))
         episode.completion_ids, episode.action_mask, episode.turn_ends = ids, mask, ends
         episode.tokenizer_hash = tokenizer_hash(self.tokenizer)
@@ -246,9 +246,8 @@ class Chat:
 
     def _render_opening(self, messages: list[Message], tools: list[dict[str, Any]] | None) -> str:
         messages, tools = self._plain(messages), self._plain(tools)
-        if tools and self._render([{"role": "user", "content": _USER}], tools) == self._render(
-            [{"role": "user", "content": _USER}]
-        ):
+        question = _probe()[:1]
+        if tools and self._render(question, tools) == self._render(question):
             # a template that knows no tools: the policy reads them in the system prompt
             listed = "Tools:\n" + "\n".join(json.dumps(tool) for tool in tools)
             has_system = messages[0]["role"] == "system"
@@ -261,53 +260,49 @@ class Chat:
 
     def _keeps_history(self) -> bool:
         """Whether a later turn leaves the text of earlier ones as it was, thoughts and generation prompt included."""
-        question: Message = {"role": "user", "content": _USER}
-        start = self._render([question])
-        for answer in (_ANSWER, _THOUGHT):
-            later = [question, {"role": "assistant", "content": answer}, {"role": "user", "content": _HEARD}]
-            if not self._render(later).startswith(start + answer):
-                return False
-        return True
+        start = self._render(_probe()[:1])
+        return all(self._render(_probe(answer=answer)).startswith(start + answer) for answer in (_ANSWER, _THOUGHT))
 
     def _before_answer(self) -> str:
         """What the template puts between the generation prompt and a turn's text."""
-        question: Message = {"role": "user", "content": _USER}
-        start, before = self._render([question]), self._around("user").before
-        later = self._render([question, {"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _HEARD}])
+        start, later, before = self._render(_probe()[:1]), self._render(_probe()), self._around("user").before
         return later.partition(_ANSWER + before)[0].removeprefix(start) if later.startswith(start) else ""
 
     def _after_answer(self, text: str, role: str) -> str:
         """The rendering of an observation after a dummy turn, from the end of that turn's text."""
-        rendered = self._render(
-            [
-                {"role": "user", "content": _USER},
-                {"role": "assistant", "content": _ANSWER},
-                {"role": role, "content": text},
-            ]
-        )
-        before, answer, after = rendered.partition(_ANSWER)
+        before, answer, after = self._render(_probe(text, role)).partition(_ANSWER)
         if not answer or _USER not in before:
             raise ValueError(f"the chat template of {self.tokenizer.name_or_path!r} drops earlier messages")
         return after
 
     def _around(self, role: str) -> _Delimiters:
         if role not in self._delimiters:
-            before, after, verbatim = "", "", False
-            try:
-                before, heard, after = self._after_answer(_HEARD, role).partition(_HEARD)
-                verbatim = self._after_answer(_NASTY, role) == before + _NASTY + after
-            except Exception:  # a template may raise anything about a role that it does not know
-                if role == "user":
-                    raise
-                heard = ""
-            if not heard and role == "user":
+            found = self._find_delimiters(role)
+            if found is None and role == "user":
                 raise ValueError(f"the chat template of {self.tokenizer.name_or_path!r} drops user messages")
-            if heard:
-                tags = _first_character({tag for tag in self._tags if tag in before + after})
-                self._delimiters[role] = _Delimiters(before, after, verbatim, role, tags)
-            else:
-                self._delimiters[role] = self._around("user")
+            self._delimiters[role] = found or self._around("user")
         return self._delimiters[role]
+
+    def _find_delimiters(self, role: str) -> _Delimiters | None:
+        """What the template puts around an observation of a role, None if it does not know the role."""
+        try:
+            before, heard, after = self._after_answer(_HEARD, role).partition(_HEARD)
+            verbatim = self._after_answer(_NASTY, role) == before + _NASTY + after
+        except Exception:  # a template may raise anything about a role that it does not know
+            if role == "user":
+                raise
+            return None
+        tags = _first_character({tag for tag in self._tags if tag in before + after})
+        return _Delimiters(before, after, verbatim, role, tags) if heard else None
+
+
+def _probe(text: str = _HEARD, role: str = "user", answer: str = _ANSWER) -> list[Message]:
+    """A dummy conversation: a question, an answer, and an observation."""
+    return [
+        {"role": "user", "content": _USER},
+        {"role": "assistant", "content": answer},
+        {"role": role, "content": text},
+    ]
 
 
 def _first_character(names: Collection[str]) -> re.Pattern[str]:

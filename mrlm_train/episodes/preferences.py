@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mrlm_train.episodes.chat import Chat
-from mrlm_train.episodes.record import Episode, Message, check_tokenizer
+from mrlm_train.episodes.record import Episode, Message
 
 Row = dict[str, list[int]]
 SIDES = ("chosen", "rejected")
@@ -29,24 +29,21 @@ def pairs(
             Invalid ones are left out.
         margin: least difference of the rewards; equal rewards never make a pair.
         length_matched: among equally good and equally bad episodes, take the two that come closest in length, so that
-            length itself is not what is learned.
+            the policy does not learn length itself.
     """
     by_task: dict[str, list[Episode]] = defaultdict(list)
     for episode in episodes:
         by_task[episode.group_id].append(episode)
     for members in by_task.values():
         valid = [episode for episode in members if episode.valid]
-        if not valid:
-            continue
-        high, low = max(e.reward for e in valid), min(e.reward for e in valid)
+        rewards = [episode.reward for episode in valid]
+        high, low = max(rewards, default=0.0), min(rewards, default=0.0)
         if high == low or high - low < margin:
             continue
         best = [episode for episode in valid if episode.reward == high]
         worst = [episode for episode in valid if episode.reward == low]
-        if not length_matched:
-            yield best[0], worst[0]
-            continue
-        yield min(((b, w) for b in best for w in worst), key=lambda pair: abs(_length(pair[0]) - _length(pair[1])))
+        couples = [(b, w) for b in best for w in worst] if length_matched else [(best[0], worst[0])]
+        yield min(couples, key=lambda pair: abs(_length(pair[0]) - _length(pair[1])))
 
 
 def pair_rows(chosen_and_rejected: Iterable[tuple[Episode, Episode]], chat: Chat) -> Iterator[Row]:
@@ -60,16 +57,11 @@ def pair_rows(chosen_and_rejected: Iterable[tuple[Episode, Episode]], chat: Chat
     """
     for pair in chosen_and_rejected:
         sides = [chat.with_ids(episode) for episode in pair]
-        for episode in sides:
-            check_tokenizer(episode, chat.tokenizer)
         if sides[0].prompt_ids != sides[1].prompt_ids:
             raise ValueError(f"episodes of {pair[0].env_id} seed {pair[0].seed} do not begin with the same prompt")
-        row: Row = {"prompt_ids": list(sides[0].prompt_ids or [])}
+        row: Row = {"prompt_ids": sides[0].prompt_ids or []}
         for name, episode in zip(SIDES, sides, strict=True):
-            row[f"{name}_ids"], row[f"{name}_mask"] = (
-                list(episode.completion_ids or []),
-                list(episode.action_mask or []),
-            )
+            row[f"{name}_ids"], row[f"{name}_mask"] = episode.completion_ids or [], episode.action_mask or []
         yield row
 
 
@@ -88,11 +80,12 @@ def read_preferences(path: str | os.PathLike[str], chat: Chat) -> Iterator[Row]:
         raise FileNotFoundError(f"preferences {target}: no such file")
     with target.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    yield _row(json.loads(line), chat)
-                except ValueError as error:
-                    raise ValueError(f"preferences {target}, row {number}: {error}") from None
+            if not line.strip():
+                continue
+            try:
+                yield _row(json.loads(line), chat)
+            except ValueError as error:
+                raise ValueError(f"preferences {target}, row {number}: {error}") from None
 
 
 def is_preference_file(path: str | os.PathLike[str]) -> bool:
@@ -102,7 +95,7 @@ def is_preference_file(path: str | os.PathLike[str]) -> bool:
     try:
         row = json.loads(first)
     except ValueError:
-        return False  # reading it as Episodes tells what is wrong
+        return False  # reading it as Episodes reports the fault
     return isinstance(row, dict) and "env_id" not in row and bool({"prompt", *SIDES} & set(row))
 
 
@@ -128,7 +121,7 @@ def _row(row: Any, chat: Chat) -> Row:
 
 
 def _conversation(prompt: list[Message], said: list[Message], chat: Chat) -> tuple[list[int], list[int], list[int]]:
-    """Ids of the prompt up to where an assistant first speaks, ids after that, and which of them `said` added."""
+    """Ids of the prompt up to the first assistant message, ids after that, and which of them `said` added."""
     for message in (*prompt, *said):
         if not isinstance(message, dict) or not {"role", "content"} <= set(message):
             raise ValueError(f"not a chat message: {message!r}")

@@ -12,9 +12,10 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -87,7 +88,7 @@ class Episode:
     name: str = ""
 
     @property
-    def seat(self) -> str:
+    def label(self) -> str:
         """The name under which statistics count it: the environment, and in a game of several agents the agent."""
         name = self.name or self.env_id
         return name if self.agent is None else f"{name}/{self.agent}"
@@ -143,35 +144,30 @@ def jsonable(value: Any) -> Any:
     return str(value)
 
 
-def write(path: str | os.PathLike[str], episodes: Iterable[Episode]) -> int:
-    """Write a JSONL file atomically: readers see the old file or the new one, never half of it.
-
-    Returns:
-        How many episodes were written.
-    """
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[TextIO]:
+    """A text file to write that appears whole or not at all: readers see the old file or the new one, never half."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    count = 0
     try:
         with partial.open("w", encoding="utf-8") as file:
-            for episode in episodes:
-                file.write(episode.to_json() + "\n")
-                count += 1
-        os.replace(partial, target)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write(path: str | os.PathLike[str], episodes: Iterable[Episode]) -> int:
+    """Write a JSONL file, whole or not at all; returns how many episodes were written."""
+    count = 0
+    with whole_file(path) as file:
+        for episode in episodes:
+            file.write(episode.to_json() + "\n")
+            count += 1
     return count
-
-
-def append(path: str | os.PathLike[str], episodes: Iterable[Episode]) -> int:
-    """Append episodes to a JSONL file (one write, so lines of two processes never mix); returns how many."""
-    lines = [episode.to_json() + "\n" for episode in episodes]
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("a", encoding="utf-8") as file:
-        file.write("".join(lines))
-    return len(lines)
 
 
 def read(path: str | os.PathLike[str]) -> Iterator[Episode]:

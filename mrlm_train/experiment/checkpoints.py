@@ -74,5 +74,5 @@ def check(folder: Path, run: Mapping[str, Any], processes: int) -> None:
             was, is_now = (settings.get(key, "unset") for settings in (before, now))
             raise CheckpointError(
                 f"--resume {folder}: it is of another run: {key} was {was} and is {is_now}; "
-                "resume with that run's own configuration, or start anew with another --output"
+                "resume with that run's own configuration, or start a new run with another --output"
             )

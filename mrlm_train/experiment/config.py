@@ -35,30 +35,22 @@ from pydantic import TypeAdapter, ValidationError
 import mrlm_envs
 from mrlm_train.experiment import ALGORITHMS
 from mrlm_train.experiment.fields import fields
-from mrlm_train.experiment.sections import ConfigError, DistributedSection, EnvironmentKeys, ModelSection
+from mrlm_train.experiment.sections import ConfigError, DistributedSection, EnvironmentKeys, ModelSection, Positive
 from mrlm_train.inference.hub import check_exists
 from mrlm_train.rollout.environments import EnvEntry
 
-# The prototype's names of settings that TRL or TrainingArguments call otherwise.
-ALIASES = {"num_epochs": "num_train_epochs", "clip_range": "epsilon", "num_ppo_epochs": "num_iterations"}
-# Keys of `training:` that are not TrainingArguments.
-TRAINING_KEYS = {
-    "algorithm": str,
-    "num_epochs": float,
-    "batch_size": Annotated[int, Ge(1)],
-    "early_stopping_patience": Annotated[int, Ge(1)],
-    "stop_at_success": float,
-}
+PPO_ALIASES = {"clip_range": "epsilon", "num_ppo_epochs": "num_iterations"}
+# Other names of settings, the prototype's among them.
+ALIASES = {"num_epochs": "num_train_epochs", "torch_dtype": "dtype", "env_type": "id", **PPO_ALIASES}
+# Keys of `training:` that are not TrainingArguments; the first are fields of `RunConfig`.
+RUN_KEYS = {"batch_size": Positive, "early_stopping_patience": Positive, "stop_at_success": float}
+TRAINING_KEYS = {**RUN_KEYS, "algorithm": str, "num_epochs": float}
 # Settings whose own class finds a senseless value late, or not at all.
 RANGES = {
-    "learning_rate": Ge(0),
-    "value_learning_rate": Ge(0),
-    "weight_decay": Ge(0),
+    **dict.fromkeys(("learning_rate", "value_learning_rate", "weight_decay"), Ge(0)),
+    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), Ge(1)),
+    **dict.fromkeys(("max_completion_length", "num_generations"), Ge(1)),
     "temperature": Gt(0),
-    "per_device_train_batch_size": Ge(1),
-    "gradient_accumulation_steps": Ge(1),
-    "max_completion_length": Ge(1),
-    "num_generations": Ge(1),
 }
 SAMPLING_KEYS = ("max_completion_length", "temperature", "top_p", "top_k", "chat_template_kwargs")
 TOP_LEVEL = {
@@ -177,23 +169,28 @@ def check(raw: dict[str, Any], where: str = "config", path: str = "") -> RunConf
     Raises:
         ConfigError: On the first fault, in one line.
     """
-    top = _settings(raw, TOP_LEVEL, where)
-    if "stages" in top:
-        return _check_stages(raw, where, path)
-    training = _section(raw, "training", where)
-    algorithm = _algorithm(raw, training, where)
-    distributed = DistributedSection(**_section(raw, "distributed", where, _keys(DistributedSection)))
-    distributed.check(f"{where}: distributed")
-    eval_envs = _environments(raw, "eval_envs", where)
-    own, arguments = _arguments(raw, algorithm, distributed, where)
+    try:
+        top = _settings(raw, TOP_LEVEL)
+        return _check_stages(raw, path) if "stages" in top else _check_one(raw, top, path)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _check_one(raw: dict[str, Any], top: Mapping[str, Any], path: str) -> RunConfig:
+    """A configuration without stages; `top` holds its top-level settings."""
+    algorithm = _algorithm(raw, _section(raw, "training"))
+    distributed = DistributedSection(**_section(raw, "distributed", _keys(DistributedSection)))
+    distributed.check()
+    eval_envs = _environments(raw, "eval_envs")
+    own, arguments = _arguments(raw, algorithm, distributed)
     if not eval_envs and algorithm in ("sft", "dpo") and arguments.get("eval_strategy", "no") != "no":
         raise ConfigError(
-            f"{where}: training.eval_strategy {arguments['eval_strategy']!r} needs environments to evaluate in; "
+            f"training.eval_strategy {arguments['eval_strategy']!r} needs environments to evaluate in; "
             "add a section 'eval_envs'"
         )
     watched = ("eval_strategy", "metric_for_best_model", "load_best_model_at_end")
     if "early_stopping_patience" in own and not all(arguments.get(key) for key in watched):
-        raise ConfigError(f"{where}: training.early_stopping_patience needs training.{', '.join(watched)}")
+        raise ConfigError(f"training.early_stopping_patience needs training.{', '.join(watched)}")
     name = top.get("experiment_name", "mrlm")
     return RunConfig(
         path=path,
@@ -201,8 +198,8 @@ def check(raw: dict[str, Any], where: str = "config", path: str = "") -> RunConf
         experiment_name=name,
         output_dir=top.get("output_dir") or f"runs/{name}",
         seed=top.get("seed", 0),
-        model=_model(raw, where),
-        envs=_environments(raw, "envs", where) or eval_envs,
+        model=_model(raw),
+        envs=_environments(raw, "envs") or eval_envs,
         eval_envs=eval_envs,
         distributed=distributed if "distributed" in top and distributed.enabled else None,
         arguments=arguments,
@@ -211,78 +208,82 @@ def check(raw: dict[str, Any], where: str = "config", path: str = "") -> RunConf
     )
 
 
-def _algorithm(raw: Mapping[str, Any], training: Mapping[str, Any], where: str) -> str:
+def _check_stages(raw: dict[str, Any], path: str) -> RunConfig:
+    """Each stage is the common part with its own sections laid over; it starts from the last stage's model."""
+    common = {key: value for key, value in raw.items() if key not in ("stages", *ALGORITHMS)}
+    if not isinstance(raw["stages"], list) or not raw["stages"]:
+        raise ConfigError("'stages' must be a list of at least one stage")
+    stages, folder = [], raw.get("output_dir")
+    for number, entry in enumerate(raw["stages"], start=1):
+        here = f"stages, entry {number}"
+        if not isinstance(entry, dict):
+            raise ConfigError(f"{here}: expected sections, got {type(entry).__name__}")
+        _settings(entry, dict.fromkeys(STAGE_KEYS, Any), here)
+        merged = {**common, **entry, "training": {**_section(common, "training"), **_section(entry, "training")}}
+        algorithm = _algorithm(entry, merged["training"])
+        if algorithm in raw:  # a section outside `stages` is common to all stages of that algorithm
+            merged[algorithm] = {**_section(raw, algorithm), **_section(entry, algorithm)}
+        stage = check(merged, here, path)
+        folder = folder or f"runs/{stage.experiment_name}"
+        stages.append(dataclasses.replace(stage, output_dir=f"{folder}/stage-{number}-{stage.algorithm}"))
+    return dataclasses.replace(stages[0], output_dir=str(folder), stages=tuple(stages), raw=raw)
+
+
+def _algorithm(raw: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     named = [name for name in ALGORITHMS if name in raw]
     algorithm = training.get("algorithm") or (named[0] if len(named) == 1 else None)
     if algorithm is None:
-        raise ConfigError(f"{where}: training.algorithm is missing; choose one of {', '.join(ALGORITHMS)}")
+        raise ConfigError(f"training.algorithm is missing; choose one of {', '.join(ALGORITHMS)}")
     if algorithm not in ALGORITHMS:
-        raise ConfigError(f"{where}: training.algorithm {algorithm!r} is not one of {', '.join(ALGORITHMS)}")
+        raise ConfigError(f"training.algorithm {algorithm!r} is not one of {', '.join(ALGORITHMS)}")
     for name in named:
         if name != algorithm:
-            raise ConfigError(f"{where}: section {name!r} belongs to another algorithm than {algorithm!r}; remove it")
+            raise ConfigError(f"section {name!r} belongs to another algorithm than {algorithm!r}; remove it")
     return algorithm
 
 
-def _model(raw: Mapping[str, Any], where: str) -> ModelSection:
-    entries = dict(_section(raw, "model", where))
-    if "torch_dtype" in entries:
-        if "dtype" in entries:
-            raise ConfigError(f"{where}: 'dtype' is given twice in 'model': dtype and torch_dtype")
-        entries["dtype"] = entries.pop("torch_dtype")
-    if raw.get("lora") is not None:
-        if entries.get("lora") is not None:
-            raise ConfigError(f"{where}: 'lora' is given twice: at the top level and in 'model'")
-        entries["lora"] = raw["lora"]
-    model = ModelSection(**_settings(entries, _keys(ModelSection), where, "model"))
+def _model(raw: Mapping[str, Any]) -> ModelSection:
+    top = {} if raw.get("lora") is None else {"lora": raw["lora"]}
+    model = ModelSection(**_settings(_once({"model": _section(raw, "model"), "": top}), _keys(ModelSection), "model"))
     if not model.model_name_or_path:
-        raise ConfigError(f"{where}: model.model_name_or_path is missing; name a folder, a Hub model, or tiny")
+        raise ConfigError("model.model_name_or_path is missing; name a folder, a Hub model, or tiny")
     if model.lora is not None:
-        _settings(model.lora, fields("peft.tuners.lora.config:LoraConfig"), where, "lora")
+        _settings(model.lora, fields("peft.tuners.lora.config:LoraConfig"), "lora")
     if model.quantization is not None:
         from transformers import BitsAndBytesConfig
 
         known = inspect.signature(BitsAndBytesConfig.__init__).parameters.keys() - {"self", "kwargs"}
-        _settings(model.quantization, dict.fromkeys(known, Any), where, "model.quantization")
+        _settings(model.quantization, dict.fromkeys(known, Any), "model.quantization")
         if not {"load_in_4bit", "load_in_8bit"} & model.quantization.keys():
-            raise ConfigError(f"{where}: model.quantization says neither load_in_4bit nor load_in_8bit")
+            raise ConfigError("model.quantization says neither load_in_4bit nor load_in_8bit")
         if model.lora is None and not (Path(model.model_name_or_path) / "adapter_config.json").is_file():
-            raise ConfigError(
-                f"{where}: model.quantization needs 'lora': quantized weights cannot be trained themselves"
-            )
+            raise ConfigError("model.quantization needs 'lora': quantized weights cannot be trained themselves")
     return model
 
 
 def _arguments(
-    raw: Mapping[str, Any], algorithm: str, distributed: DistributedSection, where: str
+    raw: Mapping[str, Any], algorithm: str, distributed: DistributedSection
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `training`, `rollout`, the algorithm's section and `distributed` set: for `RunConfig`, for the trainer."""
     every = _trainer_fields(algorithm)
     general = {key: every[key] for key in fields("transformers:TrainingArguments") if key in every}
     played = fields("mrlm_train.trainer:RolloutArguments").keys() - general.keys()
-    rollout = {key: every[key] for key in (*played, *SAMPLING_KEYS)}
-    renamed = {key: every[name] for key, name in ALIASES.items() if name in every and key != "num_epochs"}
-    sections: dict[str, dict[str, Any]] = {
-        "training": _section(raw, "training", where, general | TRAINING_KEYS),
-        "rollout": _section(raw, "rollout", where, rollout),
-        algorithm: _section(raw, algorithm, where, every | (renamed if algorithm == "ppo" else {})),
-        "distributed": {},
-    }
-    own = {key: sections["training"].pop(key, None) for key in TRAINING_KEYS.keys() - {"algorithm", "num_epochs"}}
-    sections["training"].pop("algorithm", None)
+    aliases = {key: every[name] for key, name in PPO_ALIASES.items() if algorithm == "ppo"}
+    training = _section(raw, "training", general | TRAINING_KEYS)
+    training.pop("algorithm", None)
+    own = {key: training.pop(key) for key in RUN_KEYS if key in training}
+    processes: dict[str, Any] = {}
     if distributed.enabled and distributed.gradient_accumulation_steps is not None:
-        sections["distributed"]["gradient_accumulation_steps"] = distributed.gradient_accumulation_steps
-    if distributed.enabled and distributed.mixed_precision is not None and distributed.mixed_precision != "no":
-        sections["distributed"][distributed.mixed_precision] = True
-    arguments: dict[str, Any] = {}
-    origin: dict[str, str] = {}
-    for section, entries in sections.items():
-        for key, value in entries.items():
-            name, place = ALIASES.get(key, key), f"{section}.{key}"
-            if name in arguments:
-                raise ConfigError(f"{where}: {name!r} is given twice: {origin[name]} and {place}")
-            arguments[name], origin[name] = value, place
-    return {key: value for key, value in own.items() if value is not None}, arguments
+        processes["gradient_accumulation_steps"] = distributed.gradient_accumulation_steps
+    if distributed.enabled and distributed.mixed_precision in ("bf16", "fp16"):
+        processes[distributed.mixed_precision] = True
+    sections = {
+        "training": training,
+        "rollout": _section(raw, "rollout", {key: every[key] for key in (*played, *SAMPLING_KEYS)}),
+        algorithm: _section(raw, algorithm, every | aliases),
+        "distributed": processes,
+    }
+    return own, _once(sections)
 
 
 def _trainer_fields(algorithm: str) -> dict[str, Any]:
@@ -299,65 +300,36 @@ def _trainer_fields(algorithm: str) -> dict[str, Any]:
     }
 
 
-def _check_stages(raw: dict[str, Any], where: str, path: str) -> RunConfig:
-    """Each stage is the common part with its own sections laid over; it starts from the last stage's model."""
-    common = {key: value for key, value in raw.items() if key not in ("stages", *ALGORITHMS)}
-    entries = raw["stages"]
-    if not isinstance(entries, list) or not entries:
-        raise ConfigError(f"{where}: 'stages' must be a list of at least one stage")
-    stages, folder = [], raw.get("output_dir")
-    for number, entry in enumerate(entries, start=1):
-        here = f"{where}: stages, entry {number}"
-        if not isinstance(entry, dict):
-            raise ConfigError(f"{here}: expected sections, got {type(entry).__name__}")
-        _settings(entry, dict.fromkeys(STAGE_KEYS, Any), here)
-        training = {**_section(common, "training", where), **_section(entry, "training", here)}
-        merged = {**common, **entry, "training": training}
-        algorithm = _algorithm(entry, training, here)
-        if algorithm in raw:  # a section outside `stages` is common to all stages of that algorithm
-            merged[algorithm] = {**_section(raw, algorithm, where), **_section(entry, algorithm, here)}
-        stage = check(merged, here, path)
-        folder = folder or f"runs/{stage.experiment_name}"
-        stages.append(dataclasses.replace(stage, output_dir=f"{folder}/stage-{number}-{stage.algorithm}"))
-    return dataclasses.replace(stages[0], output_dir=str(folder), stages=tuple(stages), raw=raw)
-
-
-def _environments(raw: Mapping[str, Any], section: str, where: str) -> tuple[EnvEntry, ...]:
+def _environments(raw: Mapping[str, Any], section: str) -> tuple[EnvEntry, ...]:
     entries = raw.get(section) or []
     if isinstance(entries, str | dict):
         entries = [entries]
     if not isinstance(entries, list):
-        raise ConfigError(f"{where}: {section!r} must be a list of environments, got {type(entries).__name__}")
-    return tuple(_environment(entry, f"{section}[{i}]", where) for i, entry in enumerate(entries))
+        raise ConfigError(f"{section!r} must be a list of environments, got {type(entries).__name__}")
+    return tuple(_environment(entry, f"{section}[{i}]") for i, entry in enumerate(entries))
 
 
-def _environment(entry: Any, section: str, where: str) -> EnvEntry:
+def _environment(entry: Any, section: str) -> EnvEntry:
     if isinstance(entry, str):
         entry = {"id": entry}
     if not isinstance(entry, dict):
-        raise ConfigError(f"{where}: {section} must be an id or a mapping, got {type(entry).__name__}")
-    given = _settings(entry, _keys(EnvironmentKeys), where, section)
-    if (short := given.pop("env_type", None)) is not None:
-        if "id" in given:
-            raise ConfigError(f"{where}: 'id' is given twice in {section}: id and env_type")
-        if short not in mrlm_envs.ENVIRONMENTS:
-            raise ConfigError(_unknown(short, mrlm_envs.ENVIRONMENTS, f"{where}: unknown env_type", section))
-        given["id"] = short
-    if not given.get("id"):
-        raise ConfigError(f"{where}: {section}.id is missing")
+        raise ConfigError(f"{section} must be an id or a mapping, got {type(entry).__name__}")
+    given = _settings(entry, _keys(EnvironmentKeys), section)
+    short = given.get("env_type", "math")
+    if short not in mrlm_envs.ENVIRONMENTS:
+        raise ConfigError(_unknown(short, mrlm_envs.ENVIRONMENTS, "env_type", section))
     if (mode := given.pop("mode", "client")) != "client":
-        hint = "no built-in environment trains a language model in its own seat; use mode: client"
-        raise ConfigError(f"{where}: {section}.mode {mode!r}: {hint}")
-    kwargs = dict(given.pop("kwargs", {}))
-    for key in ("max_turns", "system_prompt"):  # short for kwargs.max_turns, kwargs.system_prompt
-        if key in given:
-            if key in kwargs:
-                raise ConfigError(f"{where}: {key!r} is given twice in {section}: directly and in kwargs")
-            kwargs[key] = given.pop(key)
+        hint = "no built-in environment trains a language model in its own place; use mode: client"
+        raise ConfigError(f"{section}.mode {mode!r}: {hint}")
+    kwargs = {f"{section}.kwargs": given.pop("kwargs", {})}
+    kwargs[section] = {key: given.pop(key) for key in ("max_turns", "system_prompt") if key in given}
+    given = _once({section: given})
+    if not given.get("id"):
+        raise ConfigError(f"{section}.id is missing")
     try:
-        return EnvEntry(**given, kwargs=kwargs)
+        return EnvEntry(**given, kwargs=_once(kwargs))
     except ValueError as error:
-        raise ConfigError(f"{where}: {section}: {error}") from None
+        raise ConfigError(f"{section}: {error}") from None
 
 
 def _keys(section: type[Any]) -> dict[str, Any]:
@@ -365,25 +337,22 @@ def _keys(section: type[Any]) -> dict[str, Any]:
     return typing.get_type_hints(section, include_extras=True)
 
 
-def _section(
-    raw: Mapping[str, Any], section: str, where: str, known: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def _section(raw: Mapping[str, Any], section: str, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A section's settings, checked against `known` if that is given."""
     entries = raw.get(section)
     if entries is None:
         return {}
     if not isinstance(entries, dict):
-        raise ConfigError(f"{where}: {section!r} must be a mapping of settings, got {type(entries).__name__}")
-    return entries if known is None else _settings(entries, known, where, section)
+        raise ConfigError(f"{section!r} must be a mapping of settings, got {type(entries).__name__}")
+    return entries if known is None else _settings(entries, known, section)
 
 
-def _settings(entries: Mapping[str, Any], known: Mapping[str, Any], where: str, section: str = "") -> dict[str, Any]:
+def _settings(entries: Mapping[str, Any], known: Mapping[str, Any], section: str = "") -> dict[str, Any]:
     """Each setting under a known key and of the right type; null leaves a setting out.
 
     Args:
         entries: Key to value.
         known: Key to type.
-        where: Begins a message.
         section: The dotted name of the section.
 
     Raises:
@@ -392,7 +361,7 @@ def _settings(entries: Mapping[str, Any], known: Mapping[str, Any], where: str, 
     found = {}
     for key, value in entries.items():
         if key not in known:
-            raise ConfigError(_unknown(key, known, f"{where}: unknown key", section))
+            raise ConfigError(_unknown(key, known, "key", section))
         if value is None:
             continue
         if value is False and key in ("eval_strategy", "save_strategy", "logging_strategy", "mixed_precision"):
@@ -401,8 +370,24 @@ def _settings(entries: Mapping[str, Any], known: Mapping[str, Any], where: str, 
             found[key] = TypeAdapter(known[key]).validate_python(value, strict=True)
         except ValidationError as error:
             needs = " or ".join(dict.fromkeys(_plain(fault["msg"]) for fault in error.errors()))
-            place = f"{section}.{key}" if section else key
-            raise ConfigError(f"{where}: {place} must be {needs}, got {value!r}") from None
+            raise ConfigError(f"{f'{section}.{key}'.lstrip('.')} must be {needs}, got {value!r}") from None
+    return found
+
+
+def _once(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings of several sections under their proper names.
+
+    Raises:
+        ConfigError: If one is given twice; it names both places.
+    """
+    found: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for section, entries in sections.items():
+        for key, value in entries.items():
+            name, place = ALIASES.get(key, key), f"{section}.{key}".lstrip(".")
+            if name in found:
+                raise ConfigError(f"{name!r} is given twice: {places[name]} and {place}")
+            found[name], places[name] = value, place
     return found
 
 
@@ -415,7 +400,7 @@ def _unknown(key: Any, known: Iterable[str], what: str, section: str) -> str:
     near = difflib.get_close_matches(str(key), list(known), n=1)
     place = f" in {section!r}" if section else ""
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{what} {key!r}{place}{hint}"
+    return f"unknown {what} {key!r}{place}{hint}"
 
 
 def require(config: RunConfig) -> None:

@@ -35,7 +35,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process speaks for all: the first one."""
+    """Whether this is the first process, the one that prints."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -6,7 +6,6 @@ and is cut back to the checkpoint's step on resume.
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterable
@@ -14,33 +13,24 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerState
 
+from mrlm_train.episodes.record import whole_file
+
+Logs = dict[str, Any] | None
 ENV_FILE = "mrlm.json"  # in a model folder: the environments it was trained on
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    with whole_file(path) as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_config(folder: Path, raw: dict[str, Any]) -> None:
     """Write the resolved configuration."""
-    write_text(folder / "config.yaml", yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
+    with whole_file(folder / "config.yaml") as file:
+        yaml.safe_dump(raw, file, sort_keys=False, allow_unicode=True)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -76,27 +66,16 @@ class MetricsFile(TrainerCallback):
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.jsonl"
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Keep what the checkpoint has seen, drop what came after it."""
         if not state.is_world_process_zero:
             return
-        kept = []
-        if self.path.is_file() and state.global_step > 0:
-            for line in self.path.read_text("utf-8").splitlines():
-                if _step_of(line) <= state.global_step:
-                    kept.append(line)
-        write_text(self.path, "".join(line + "\n" for line in kept))
+        has_past = self.path.is_file() and state.global_step > 0
+        lines = self.path.read_text("utf-8").splitlines() if has_past else []
+        with whole_file(self.path) as file:
+            file.writelines(line + "\n" for line in lines if _step_of(line) <= state.global_step)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Logs = None, **kwargs: Any) -> None:
         """Append one line."""
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
@@ -121,18 +100,11 @@ def _finite(value: Any) -> Any:
 class Console(ProgressCallback):
     """The Trainer's progress bar, with a few figures beside it; without a terminal, a line now and then."""
 
-    SHOWN: ClassVar[dict[str, str]] = {
-        "loss": "loss",
-        "reward": "reward",
-        "success": "success",
-        "entropy": "entropy",
-        "completions/mean_length": "tokens",
-        "tokens_per_second": "tok/s",
-        "invalid": "invalid",
-        "eval_loss": "eval loss",
-        "eval_reward": "eval reward",
-        "eval_success": "eval success",
-    }
+    SHOWN: ClassVar[tuple[str, ...]] = (
+        *("loss", "reward", "success", "entropy", "completions/mean_length", "tokens_per_second", "invalid"),
+        *("eval_loss", "eval_reward", "eval_success"),
+    )
+    SHORT: ClassVar[dict[str, str]] = {"completions/mean_length": "tokens", "tokens_per_second": "tok/s"}
     LINE_SECONDS = 10.0
 
     def __init__(self) -> None:
@@ -140,18 +112,11 @@ class Console(ProgressCallback):
         self._figures: dict[str, str] = {}
         self._last_line = -math.inf
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Logs = None, **kwargs: Any) -> None:
         """Show the newest figures."""
-        for key, name in self.SHOWN.items():
+        for key in self.SHOWN:
             if logs and isinstance(logs.get(key), int | float):
-                self._figures[name] = f"{name} {logs[key]:.4g}"
+                self._figures[key] = f"{self.SHORT.get(key, key.replace('_', ' '))} {logs[key]:.4g}"
         if not state.is_world_process_zero or self.training_bar is None:
             return
         if sys.stderr.isatty():

@@ -76,24 +76,22 @@ class DistributedSection:
     main_process_ip: str | None = None
     main_process_port: int | None = None
 
-    def check(self, where: str) -> None:
+    def check(self) -> None:
         """Refuse settings that do not fit together.
-
-        Args:
-            where: Begins the message.
 
         Raises:
             ConfigError: In one line.
         """
         machines = self.num_machines
         if self.num_processes is not None and self.num_processes % machines:
-            raise ConfigError(
-                f"{where}.num_processes {self.num_processes} is not a multiple of num_machines {machines}"
-            )
-        if not 0 <= self.machine_rank < machines:
-            raise ConfigError(f"{where}.machine_rank must be 0 to {machines - 1}, got {self.machine_rank}")
-        if machines > 1 and self.main_process_ip is None:
-            raise ConfigError(f"{where}.main_process_ip is missing: the address of machine 0, for {machines} machines")
+            fault = f"num_processes {self.num_processes} is not a multiple of num_machines {machines}"
+        elif not 0 <= self.machine_rank < machines:
+            fault = f"machine_rank must be 0 to {machines - 1}, got {self.machine_rank}"
+        elif machines > 1 and self.main_process_ip is None:
+            fault = f"main_process_ip is missing: the address of machine 0, for {machines} machines"
+        else:
+            return
+        raise ConfigError(f"distributed.{fault}")
 
 
 class EnvironmentKeys(TypedDict, total=False):

@@ -22,6 +22,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 from mrlm_train import tiny
 from mrlm_train.experiment import checkpoints, distributed, run_directory
 from mrlm_train.experiment.config import ConfigError, RunConfig, config_class, trainer_class
+from mrlm_train.experiment.sections import ModelSection
 from mrlm_train.inference.policy import load_model, load_tokenizer, weight_dtype
 from mrlm_train.rollout.environments import EnvEntry
 from mrlm_train.trl_hooks import shards_parameters, whole_models
@@ -95,14 +96,12 @@ def run_stages(config: RunConfig, resume: bool) -> Iterator[Path]:
 def _is_finished(stage: RunConfig) -> bool:
     """Whether a stage has left its model and has not been given another length since."""
     folder = Path(stage.output_dir)
-    if not (folder / "final").is_dir():
-        return False
-    return _length(run_directory.read_config(folder)) == _length(stage.raw)
+    return (folder / "final").is_dir() and _length(run_directory.read_config(folder)) == _length(stage.raw)
 
 
 def _length(raw: dict[str, Any]) -> dict[str, Any]:
-    keys = ("max_steps", "num_epochs", "num_train_epochs")
-    return {key: value for key, value in checkpoints.flat(raw).items() if key.rpartition(".")[2] in keys}
+    endings = ("max_steps", "num_epochs", "num_train_epochs")
+    return {key: value for key, value in checkpoints.flat(raw).items() if key.endswith(endings)}
 
 
 def _refuse_changed_start(config: RunConfig, finished: list[bool]) -> None:
@@ -129,16 +128,15 @@ def _run_one(config: RunConfig, resume: str | None, callbacks: Sequence[TrainerC
     trainer.run = checkpoints.identity(config.raw)
     if trainer.accelerator.is_main_process:
         run_directory.write_config(folder, config.raw)
-    with interruptible() as interrupt, _full_disks_reported(folder):
-        for callback in (_StrategyCheck(config, trainer), run_directory.MetricsFile(folder), interrupt, *callbacks):
+    watch = _RunCallback(config, trainer)
+    with watch.interruptible(), _full_disks_reported(folder):
+        for callback in (watch, run_directory.MetricsFile(folder), *callbacks):
             trainer.add_callback(callback)
-        if config.stop_at_success is not None:
-            trainer.add_callback(_StopAtSuccess(config.stop_at_success))
         trainer.remove_callback(PrinterCallback)
         if trainer.pop_callback(ProgressCallback) is not None:
             trainer.add_callback(run_directory.Console)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if interrupt.is_set:
+    if watch.is_interrupted:
         raise Interrupted(f"interrupted at step {trainer.state.global_step}; {_how_to_resume(config)}")
     if config.eval_envs and args.eval_strategy == "no" and trainer.eval_envs:
         trainer.evaluate()
@@ -199,7 +197,7 @@ def _training_arguments(config: RunConfig) -> Any:
         if is_half or values.pop("fp16", False):
             _say("float16 needs a GPU, and there is none here: weights and computation are float32")
         if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-            # Accelerate starts no DeepSpeed on what it is told is a CPU, and without a backend not several processes
+            # with use_cpu, Accelerate starts no DeepSpeed; without it, several processes need a backend
             values.setdefault("ddp_backend", "gloo")
         else:
             values.setdefault("use_cpu", True)
@@ -213,8 +211,7 @@ def _training_arguments(config: RunConfig) -> Any:
 
 def _batch(size: int, world: int, values: dict[str, Any]) -> dict[str, int]:
     """Per-device batch and accumulation whose product over all processes is `size`."""
-    device = values.get("per_device_train_batch_size")
-    steps = values.get("gradient_accumulation_steps")
+    device, steps = values.get("per_device_train_batch_size"), values.get("gradient_accumulation_steps")
     if device is None:
         steps = steps or 1
         device = size // (world * steps)
@@ -228,14 +225,12 @@ def _batch(size: int, world: int, values: dict[str, Any]) -> dict[str, int]:
 
 def _model_path(config: RunConfig, folder: Path) -> str:
     """The model as a folder or Hub name; the toy policy is built and saved first."""
-    name = config.model.model_name_or_path
+    name, path = config.model.model_name_or_path, folder / "tiny"
     if name != "tiny":
         return name
-    path = folder / "tiny"
     if not (path / "config.json").is_file():
-        model, tokenizer = tiny.build(config.seed)
-        model.save_pretrained(path)
-        tokenizer.save_pretrained(path)
+        for part in tiny.build(config.seed):
+            part.save_pretrained(path)
     return str(path)
 
 
@@ -263,19 +258,15 @@ def _trainer(config: RunConfig, args: Any, path: str) -> Any:
     if config.envs and not reads_file:
         extra["envs"] = list(config.envs)
         _warn_same_rows(config)
-    cls = trainer_class(config.algorithm)
-    if config.eval_envs and "eval_envs" in inspect.signature(cls.__init__).parameters:
+    if config.eval_envs:
         extra["eval_envs"] = list(config.eval_envs)
-    return cls(model=_model(config, args, path), args=args, **extra)
+    return trainer_class(config.algorithm)(model=_model(config, args, path), args=args, **extra)
 
 
 def _model(config: RunConfig, args: Any, path: str) -> Any:
     """The path itself, with its loading settings in `args`, or, for an adapter folder, the loaded model."""
     section = config.model
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settings: dict[str, Any] = {
-        name: value for name in ("attn_implementation", "trust_remote_code") if (value := getattr(section, name))
-    }
+    settings = _given(section, "attn_implementation", "trust_remote_code")
     if section.quantization is not None:
         settings["quantization_config"] = _quantization(section.quantization)
     if (Path(path) / "adapter_config.json").is_file():
@@ -290,21 +281,23 @@ def _model(config: RunConfig, args: Any, path: str) -> Any:
         place = str(args.device) if section.quantization else "cpu"
         model = load_model(path, section.dtype or "float32", place, is_trainable=True, **settings)
         return model if section.lora is None else model.merge_and_unload()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings["dtype"] = "auto" if section.dtype == "auto" else weight_dtype(section.dtype or "float32", device)
-    if section.revision is not None:
-        settings["revision"] = section.revision
-    args.model_init_kwargs = {**settings, **(args.model_init_kwargs or {})}
+    args.model_init_kwargs = {**settings, **_given(section, "revision"), **(args.model_init_kwargs or {})}
     return path
+
+
+def _given(section: ModelSection, *names: str) -> dict[str, Any]:
+    """The settings of a section that are set, for `from_pretrained`."""
+    return {name: value for name in names if (value := getattr(section, name))}
 
 
 def _quantization(settings: dict[str, Any]) -> Any:
     """bitsandbytes' configuration, where it can work."""
-    for lacking, fix in (
-        (importlib.util.find_spec("bitsandbytes") is None, "bitsandbytes; install it: pip install bitsandbytes"),
-        (not torch.cuda.is_available(), "a GPU, and there is none here"),
-    ):
-        if lacking:
-            raise ConfigError(f"model.quantization needs {fix}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("model.quantization needs bitsandbytes; install it: pip install bitsandbytes")
+    if not torch.cuda.is_available():
+        raise ConfigError("model.quantization needs a GPU, and there is none here")
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(**settings)
@@ -358,13 +351,10 @@ def _merge(config: RunConfig, trainer: Any, folder: Path) -> None:
     """Make an adapter's folder that of the whole model."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if shards_parameters(trainer):  # this process holds a share of it: read it again
-        section = config.model
-        settings = {
-            name: value for name in ("revision", "trust_remote_code") if (value := getattr(section, name, None))
-        }
+        settings = _given(config.model, "revision", "trust_remote_code")
         adapter = json.loads((folder / "adapter_config.json").read_text("utf-8"))
         with whole_models(trainer.args):
-            base = load_model(adapter["base_model_name_or_path"], section.dtype or "float32", "cpu", **settings)
+            base = load_model(adapter["base_model_name_or_path"], config.model.dtype or "float32", "cpu", **settings)
         model = PeftModel.from_pretrained(base, folder)
     merged = model.merge_and_unload()
     for path in folder.glob("adapter_*"):
@@ -372,64 +362,54 @@ def _merge(config: RunConfig, trainer: Any, folder: Path) -> None:
     merged.save_pretrained(folder)
 
 
-class _StrategyCheck(TrainerCallback):
-    """When the Trainer has prepared the model: refuse to go on if the strategy is not what was asked."""
+class _RunCallback(TrainerCallback):
+    """Checks the strategy at the start; ends training with a checkpoint on Ctrl-C and at `training.stop_at_success`.
+
+    Attributes:
+        is_interrupted: Ctrl-C was pressed.
+    """
 
     def __init__(self, config: RunConfig, trainer: Any) -> None:
         self.config, self.trainer = config, trainer
+        self.is_interrupted = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `distributed.check_strategy`."""
+        """Refuse to go on if the strategy of the prepared model is not what was asked."""
         distributed.check_strategy(self.config, self.trainer)
-
-
-class _StopAtSuccess(TrainerCallback):
-    """Ends training once an evaluation has solved enough (`training.stop_at_success`)."""
-
-    def __init__(self, success: float) -> None:
-        self.success = success
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compare `eval_success`, the share of solved episodes."""
-        if kwargs["metrics"].get("eval_success", 0.0) >= self.success:
+        goal = self.config.stop_at_success
+        if goal is not None and kwargs["metrics"].get("eval_success", 0.0) >= goal:
             control.should_save = control.should_training_stop = True
 
-
-class StopAtStepEnd(TrainerCallback):
-    """On Ctrl-C: finish the step, write a checkpoint, stop; all processes at the same step."""
-
-    is_set = False
-
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Agree on whether any process was interrupted."""
+        """Stop if any process was interrupted, all of them at the same step."""
         if args.world_size > 1:
-            heard = torch.tensor(float(self.is_set), device=args.device)
-            torch.distributed.all_reduce(heard)
-            self.is_set = bool(heard.item())
-        if self.is_set:
-            control.should_save = True
-            control.should_training_stop = True
+            interrupted = torch.tensor(float(self.is_interrupted), device=args.device)
+            torch.distributed.all_reduce(interrupted)
+            self.is_interrupted = bool(interrupted.item())
+        if self.is_interrupted:
+            control.should_save = control.should_training_stop = True
 
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Within it, Ctrl-C ends training at the next step; a second one at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals reach the main thread only
+            return
 
-@contextmanager
-def interruptible() -> Iterator[StopAtStepEnd]:
-    """Within it, Ctrl-C ends a Trainer that has the callback at its next step, with a checkpoint (`is_set`)."""
-    callback = StopAtStepEnd()
-    if threading.current_thread() is not threading.main_thread():
-        yield callback  # signals reach the main thread only
-        return
+        def on_interrupt(number: int, frame: Any) -> None:
+            if self.is_interrupted:
+                raise KeyboardInterrupt
+            self.is_interrupted = True
+            _say("interrupted: finishing this step and writing a checkpoint (Ctrl-C again stops at once)")
 
-    def on_interrupt(number: int, frame: Any) -> None:
-        if callback.is_set:
-            raise KeyboardInterrupt
-        callback.is_set = True
-        _say("interrupted: finishing this step and writing a checkpoint (Ctrl-C again stops at once)")
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield callback
-    finally:
-        signal.signal(signal.SIGINT, before)
+        before = signal.signal(signal.SIGINT, on_interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def _say(text: str) -> None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig, LogitsProcessor
 
 from mrlm_train.inference.sampling import Sampling, decoding, sample_tokens, turn_length, turn_uniforms
 from mrlm_train.inference.types import Conversation, End, Feed, Wait
@@ -34,32 +35,37 @@ class TurnRow:
     uniforms: np.ndarray
 
 
-Turn = Callable[[Sequence[TurnRow]], list[tuple[list[int], list[float] | None]]]
-"""Samples one turn for each row: `(ids, log_probs or None)`, the stop token included."""
+SampledTurn = tuple[list[int], list[float] | None]
+"""Ids, the stop token included, and their log-probs, None where there are none."""
+
+Turn = Callable[[Sequence[TurnRow]], list[SampledTurn]]
+"""Samples one turn for each row."""
+
+
+# What a checkpoint's generation config may ask for besides; `_Draw` samples.
+_PLAIN = {
+    **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0},
+    **{"use_cache": True, "return_dict_in_generate": False, "disable_compile": True},
+}
 
 
 class _Draw(LogitsProcessor):
-    """Draws each token by `sample_tokens` and masks out all others, so that `generate` takes it."""
+    """Draws each token by `sample_tokens` and masks out all others, so that `generate` takes it.
 
-    def __init__(self, uniforms_BT: torch.Tensor, sampling: Sampling) -> None:
-        self.uniforms_BT, self.sampling = uniforms_BT, sampling
+    A row whose own budget is spent draws a stop token, which ends it.
+    """
+
+    def __init__(self, uniforms_BT: torch.Tensor, budgets_B: torch.Tensor, sampling: Sampling) -> None:
+        self.uniforms_BT, self.budgets_B, self.sampling = uniforms_BT, budgets_B, sampling
         self.log_probs: list[torch.Tensor] = []
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        ids_B, log_probs_B = sample_tokens(scores, self.uniforms_BT[:, len(self.log_probs)], self.sampling)
+        step = len(self.log_probs)
+        ids_B, log_probs_B = sample_tokens(scores, self.uniforms_BT[:, step], self.sampling)
         self.log_probs.append(log_probs_B)
+        ids_B = ids_B.where(step < self.budgets_B, self.sampling.stop_ids[0])
         forced_BV = torch.full_like(scores, -torch.inf)
         return forced_BV.scatter_(-1, ids_B[:, None], 0.0)
-
-
-class _Spent(StoppingCriteria):
-    """Ends a row when its own budget of tokens is spent."""
-
-    def __init__(self, prompt_length: int, budgets_B: torch.Tensor) -> None:
-        self.prompt_length, self.budgets_B = prompt_length, budgets_B
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        return input_ids.shape[1] - self.prompt_length >= self.budgets_B
 
 
 @dataclass
@@ -82,29 +88,20 @@ class ModelTurn:
         if not self.sampling.stop_ids:  # else `generate` would take the checkpoint's own and hide it from us
             raise ValueError("sampling.stop_ids is empty: name the token that ends a turn")
 
-    def __call__(self, rows: Sequence[TurnRow]) -> list[tuple[list[int], list[float] | None]]:
+    def __call__(self, rows: Sequence[TurnRow]) -> list[SampledTurn]:
         device = self.model.device
-        longest, budget = max(len(row.context) for row in rows), max(row.budget for row in rows)
-        ids_BT = torch.full((len(rows), longest), self.pad_id, dtype=torch.long)
-        mask_BT = torch.zeros_like(ids_BT)
-        uniforms_BT = torch.zeros((len(rows), budget), dtype=torch.float32)
-        for i, row in enumerate(rows):
-            ids_BT[i, longest - len(row.context) :] = torch.tensor(row.context)
-            mask_BT[i, longest - len(row.context) :] = 1
-            uniforms_BT[i, : row.budget] = torch.from_numpy(row.uniforms[: row.budget])
-        draw = _Draw(uniforms_BT.to(device), self.sampling)
+        contexts = [torch.tensor(row.context) for row in rows]
+        ids_BT = pad_sequence(contexts, batch_first=True, padding_value=self.pad_id, padding_side="left")
+        seen = [torch.ones_like(context) for context in contexts]
+        mask_BT = pad_sequence(seen, batch_first=True, padding_side="left")
+        uniforms_BT = pad_sequence([torch.from_numpy(row.uniforms[: row.budget]) for row in rows], batch_first=True)
+        budgets_B = torch.tensor([row.budget for row in rows], device=device)
+        draw = _Draw(uniforms_BT.to(device), budgets_B, self.sampling)
         config = GenerationConfig(
-            max_new_tokens=budget,
-            do_sample=False,  # `draw` samples; what else the checkpoint may ask for is switched off here
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            min_length=0,
+            **_PLAIN,
+            max_new_tokens=uniforms_BT.shape[1],
             eos_token_id=list(self.sampling.stop_ids),
             pad_token_id=self.pad_id,
-            use_cache=True,
-            return_dict_in_generate=False,
-            disable_compile=True,
         )
         with decoding(self.model):
             out_BT = self.model.generate(
@@ -112,15 +109,13 @@ class ModelTurn:
                 attention_mask=mask_BT.to(device),
                 generation_config=config,
                 logits_processor=[draw],
-                stopping_criteria=[_Spent(longest, torch.tensor([row.budget for row in rows], device=device))],
                 synced_gpus=self.synced,
             )
-        sampled = out_BT[:, longest:].tolist()
-        log_probs = torch.stack(draw.log_probs, 1).tolist()
-        turns: list[tuple[list[int], list[float] | None]] = []
-        for row, ids, probs in zip(rows, sampled, log_probs, strict=True):
+        sampled = zip(out_BT[:, ids_BT.shape[1] :].tolist(), torch.stack(draw.log_probs, 1).tolist(), strict=True)
+        turns: list[SampledTurn] = []
+        for row, (ids, log_probs) in zip(rows, sampled, strict=True):
             length = turn_length(ids[: row.budget], self.sampling.stop_ids)
-            turns.append((ids[:length], probs[:length]))
+            turns.append((ids[:length], log_probs[:length]))
         return turns
 
 
@@ -161,29 +156,25 @@ class BatchEngine:
         queue = iter(conversations)
         live: list[_Row] = []
         patience = 0.0  # seconds to wait for environments that could still join a batch
-        self.sampled_tokens = 0
-        more = True
+        self.sampled_tokens, more = 0, True
         while True:
             while more and len(live) < self.rows:
                 conversation = next(queue, None)
-                if conversation is None:
-                    more = False
-                else:
+                more = conversation is not None
+                if conversation is not None:
                     live.append(_Row(conversation))
             live, ready, futures = self._poll(live)
             has_room = more and len(live) < self.rows  # the next conversation may be one that the others wait for
             if futures and (ready or not has_room):
                 # a fast environment joins this batch; a slow one blocks only where nothing could decode anyway
-                wait(
-                    futures,
-                    timeout=patience if ready else None,
-                    return_when=ALL_COMPLETED if ready else FIRST_COMPLETED,
-                )
+                if ready:
+                    wait(futures, timeout=patience)
+                else:
+                    wait(futures, return_when=FIRST_COMPLETED)
                 live, joined, _ = self._poll(live, skip=ready)
                 ready += joined
-            if self.reduce is not None and self.reduce(len(live) + more) == 0:
-                return
-            if self.reduce is None and not live and not more:
+            left = len(live) + more
+            if (left if self.reduce is None else self.reduce(left)) == 0:
                 return
             if not ready and (has_room or self.reduce is None):
                 continue
@@ -199,29 +190,24 @@ class BatchEngine:
         skipped = {id(row) for row in skip}
         for row in live:
             wish = None if id(row) in skipped else row.conversation.poll()
-            if isinstance(wish, End):
-                continue
-            alive.append(row)
             if isinstance(wish, Feed):
                 row.context += wish.ids
                 ready.append(row)
             elif isinstance(wish, Wait):
                 futures.append(wish.ready)
+            if not isinstance(wish, End):
+                alive.append(row)
         return alive, ready, futures
 
     def _decode(self, ready: list[_Row]) -> None:
         """Sample one turn for each ready row and hand it in."""
-        rows = [
-            TurnRow(
-                row.context,
-                row.conversation.budget,
-                turn_uniforms(self.sampling.seed, row.conversation.seed, row.turns, row.conversation.budget),
-            )
-            for row in ready
-        ]
-        if not rows:  # only under `reduce`: join the forward passes of the other processes with a dummy row
+        if not ready:  # only under `reduce`: join the forward passes of the other processes with a dummy row
             self.turn([TurnRow([0], 1, np.zeros(1, np.float32))])
             return
+        rows: list[TurnRow] = []
+        for row in ready:
+            seed, budget = row.conversation.seed, row.conversation.budget
+            rows.append(TurnRow(row.context, budget, turn_uniforms(self.sampling.seed, seed, row.turns, budget)))
         for row, (ids, log_probs) in zip(ready, self.turn(rows), strict=True):
             row.context += ids
             row.turns += 1

@@ -39,11 +39,16 @@ def supports(model: Any, max_context: int | None = None) -> str | None:
             theirs_BV = torch.cat([model(input_ids=row, use_cache=False).logits[:, -1] for row in rows])
     except Exception as error:  # an architecture may raise anything; all of it means no
         return f"its forward does not take a slot cache ({type(error).__name__}: {str(error)[:100]})"
-    ours_BV, theirs_BV = ours_BV.float(), theirs_BV.float()
-    apart = float((ours_BV - theirs_BV).abs().max() / theirs_BV.abs().max().clamp(min=1e-3))
+    apart = _apart(ours_BV, theirs_BV)
     # 16-bit types round each shape differently, and each processor's kernels in their own way
     tolerance = 1e-3 if compute_dtype(model) == torch.float32 else 0.1
     return None if apart <= tolerance else f"its logits through a slot cache are off by {apart:.1%}"
+
+
+def _apart(ours_BV: torch.Tensor, theirs_BV: torch.Tensor) -> float:
+    """The largest difference, relative to the largest logit."""
+    ours_BV, theirs_BV = ours_BV.float(), theirs_BV.float()
+    return float((ours_BV - theirs_BV).abs().max() / theirs_BV.abs().max().clamp(min=1e-3))
 
 
 def shares(model: Any) -> bool:
@@ -55,21 +60,21 @@ def shares(model: Any) -> bool:
     if config._attn_implementation != "sdpa" or kinds != {"full_attention"} or getattr(config, "sliding_window", None):
         return False
     if model not in _SHARES:
-        ids_BT = np.arange(33).reshape(3, 11) * 7 % config.vocab_size
-        ids_BT[:, :8] = ids_BT[0, :8]
-        rows, logits = np.arange(3), []
-        for tokens in (0, 8):
-            slots = SlotModel(model, 3)
-            slots.forward(rows, ids_BT[:, :9], np.zeros(3, np.int64), np.full(3, 8))
-            slots.share(tokens, np.zeros(3, np.int64))
-            try:
-                logits += [slots.forward(rows, ids_BT[:, [at]], *[np.full(3, at)] * 2, shared=True) for at in (9, 10)]
-            except Exception:  # an architecture may raise anything; all of it means no
-                _SHARES[model] = False
-                return False
-        plain, shared = torch.cat(logits).chunk(2)
-        _SHARES[model] = bool((plain - shared).abs().max() <= 1e-3 * plain.abs().max().clamp(min=1e-3))
+        try:
+            _SHARES[model] = _apart(*(_shared_logits(model, tokens) for tokens in (8, 0))) <= 1e-3
+        except Exception:  # an architecture may raise anything; all of it means no
+            _SHARES[model] = False
     return _SHARES[model]
+
+
+def _shared_logits(model: Any, tokens: int) -> torch.Tensor:
+    """Logits of a trial in which rows that begin alike share the reading of their first tokens."""
+    ids_BT = np.arange(33).reshape(3, 11) * 7 % model.config.get_text_config().vocab_size
+    ids_BT[:, :8] = ids_BT[0, :8]
+    slots, rows = SlotModel(model, 3), np.arange(3)
+    slots.forward(rows, ids_BT[:, :9], np.zeros(3, np.int64), np.full(3, 8))
+    slots.share(tokens, np.zeros(3, np.int64))
+    return torch.cat([slots.forward(rows, ids_BT[:, [at]], *[np.full(3, at)] * 2, shared=True) for at in (9, 10)])
 
 
 _SHARES: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()

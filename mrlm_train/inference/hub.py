@@ -1,6 +1,8 @@
 """Whether a model is where its name says, before anything slow is imported or retried."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ASK_SECONDS = 5.0  # Transformers asks an unreachable Hub twelve times, for a minute
@@ -40,3 +42,17 @@ def check_exists(name: str) -> None:
         raise ValueError(
             f"model {name!r}: not a folder here, not cached, and the Hub does not answer ({said})"
         ) from None
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Within it, a library that cannot load `what` says so in one line.
+
+    Raises:
+        ValueError: With the first line of the library's message.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{what}: {lines[0]}") from error

@@ -56,7 +56,7 @@ class _Window:
     leading: bool = False  # the rows are 0, 1, 2, …: read without a copy
     start: int = 0  # they read from here on: what comes before they share
     seen: int = 0
-    indices: dict[int, torch.Tensor] = field(default_factory=dict)  # of what is written, by number of heads
+    indices: dict[int, torch.Tensor] = field(default_factory=dict)  # places written, by number of heads
 
 
 class _SlotLayer(CacheLayerMixin):

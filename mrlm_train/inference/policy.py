@@ -8,18 +8,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mrlm_train import tiny
 from mrlm_train.episodes.chat import Chat
 from mrlm_train.inference.batch_engine import BatchEngine, Turn
 from mrlm_train.inference.engines import engine_for
-from mrlm_train.inference.hub import check_exists
+from mrlm_train.inference.hub import check_exists, loading
 from mrlm_train.inference.sampling import Sampling
 from mrlm_train.inference.types import Engine
+
+if TYPE_CHECKING:
+    from peft import PeftModel  # takes a second to import
 
 
 @dataclass
@@ -68,8 +71,8 @@ class Policy:
 
 
 def make(
-    model: Any,
-    tokenizer: Any = None,
+    model: PreTrainedModel | PeftModel | str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     name: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
@@ -98,37 +101,43 @@ def make(
         from mrlm_train.inference.endpoint import EndpointPolicy
 
         return EndpointPolicy(model, rows)
+    loaded: Any = model
     if isinstance(model, str | os.PathLike):
         path = tiny.saved() if model == "tiny" else os.fspath(model)
-        model, tokenizer = load_model(path), tokenizer or load_tokenizer(path)
+        loaded, tokenizer = load_model(path), tokenizer or load_tokenizer(path)
         name = name or path
     elif tokenizer is None:
-        tokenizer = load_tokenizer(model.config.name_or_path)
-    eos = getattr(model.generation_config, "eos_token_id", None)
-    eos_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        tokenizer = load_tokenizer(loaded.config.name_or_path)
+    eos = getattr(loaded.generation_config, "eos_token_id", None)
+    eos_ids = [eos] if isinstance(eos, int) else list(eos or ())
     chat = Chat(tokenizer, chat_template_kwargs, system_prompt, eos_ids, single_turn)
-    return Policy(model, chat, name or model.config.name_or_path or type(model).__name__, engine, rows)
+    return Policy(loaded, chat, name or loaded.config.name_or_path or type(loaded).__name__, engine, rows)
 
 
-def resolve(model: Any, tokenizer: Any, settings: Mapping[str, Any] | str | None = None) -> tuple[Any, Any]:
+def resolve(
+    model: PreTrainedModel | PeftModel | str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    settings: Mapping[str, Any] | str | None = None,
+) -> tuple[Any, Any]:
     """What a TRL trainer takes: a path stays one (TRL loads it), but a LoRA folder and the tokenizer are loaded here.
 
     Raises:
         ValueError: If there is no such model or tokenizer.
     """
     if isinstance(model, str | os.PathLike):
-        model = tiny.saved() if model == "tiny" else os.fspath(model)
-        tokenizer = tokenizer or load_tokenizer(model)
-        if (Path(model) / "adapter_config.json").is_file():
-            # TRL applies them (JSON, or a mapping) to what it loads itself, and this it does not load
-            settings = dict(json.loads(settings) if isinstance(settings, str) else settings or {})
-            device = None if "quantization_config" in settings else "cpu"
-            model = load_model(model, settings.pop("dtype", "float32"), device, is_trainable=True, **settings)
-        return model, tokenizer
+        path = tiny.saved() if model == "tiny" else os.fspath(model)
+        tokenizer = tokenizer or load_tokenizer(path)
+        if not (Path(path) / "adapter_config.json").is_file():
+            return path, tokenizer
+        # TRL applies the settings (JSON, or a mapping) only to a model that it loads itself
+        settings = dict(json.loads(settings) if isinstance(settings, str) else settings or {})
+        device = None if "quantization_config" in settings else "cpu"
+        return load_model(path, settings.pop("dtype", "float32"), device, is_trainable=True, **settings), tokenizer
     if tokenizer is None:
-        if not model.config.name_or_path:
+        name = getattr(model.config, "name_or_path", None)
+        if not name:
             raise ValueError("processing_class is missing: a model in memory does not know its tokenizer")
-        tokenizer = load_tokenizer(model.config.name_or_path)
+        tokenizer = load_tokenizer(name)
     return model, tokenizer
 
 
@@ -149,16 +158,11 @@ def load_model(path: str, dtype: str | torch.dtype | None = None, device: str | 
     if "quantization_config" in kwargs:
         kwargs["device_map"] = {"": target}  # quantized weights cannot be moved afterwards
     check_exists(path)
-    model: Any
-    try:
-        if (Path(path) / "adapter_config.json").is_file():
-            from peft import AutoPeftModelForCausalLM
-
-            model = AutoPeftModelForCausalLM.from_pretrained(path, **kwargs)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model {path}: {_first_line(error)}") from error
+    loader: Any = AutoModelForCausalLM
+    if (Path(path) / "adapter_config.json").is_file():
+        from peft import AutoPeftModelForCausalLM as loader
+    with loading(f"model {path}"):
+        model = loader.from_pretrained(path, **kwargs)
     return model if "quantization_config" in kwargs else model.to(target)
 
 
@@ -174,10 +178,8 @@ def load_tokenizer(path: str, chat_template: str | None = None, **kwargs: Any) -
         ValueError: If there is no such tokenizer.
     """
     check_exists(path)
-    try:
+    with loading(f"tokenizer {path}"):
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **kwargs)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"tokenizer {path}: {_first_line(error)}") from error
     if chat_template is not None:
         if not Path(chat_template).is_file():
             raise ValueError(f"model.chat_template {chat_template}: no such file")
@@ -202,7 +204,3 @@ def weight_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"torch_dtype {dtype!r}: expected float32, bfloat16, float16 or auto")
     return torch.float32 if found == torch.float16 else found
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

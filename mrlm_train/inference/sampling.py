@@ -19,7 +19,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a policy speaks, and how much.
+    """How a policy samples, and how much.
 
     Attributes:
         temperature: divides the logits; 0 is greedy.
@@ -69,7 +69,8 @@ def turn_uniforms(seed: int, conversation_seed: int, turn: int, count: int) -> n
         turn: index of the turn.
         count: how many tokens at most.
 
-    Returns: float32 of shape (count,).
+    Returns:
+        float32 of shape (count,).
     """
     bits = np.random.Philox(np.random.SeedSequence([seed, conversation_seed, turn]))
     return np.random.Generator(bits).random(count, dtype=np.float32)
@@ -85,7 +86,8 @@ def sample_tokens(
         uniforms_B: float32 in [0, 1).
         sampling: temperature, top_p, top_k.
 
-    Returns: `(ids_B, log_probs_B)`, int64 and float32; log-probs as `Conversation.submit` wants them.
+    Returns:
+        `(ids_B, log_probs_B)`, int64 and float32; log-probs as `Conversation.submit` wants them.
     """
     logits_BV = logits_BV.float()
     if sampling.temperature == 0:

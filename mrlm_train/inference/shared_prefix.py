@@ -112,7 +112,8 @@ class SharedBeginning:
             mask: added to the scores of `keys`, (B, 1, 1, S).
             scale: of all scores.
 
-        Returns: (B, H * R, D of the values).
+        Returns:
+            (B, H * R, D of the values).
         """
         rows, heads, after, size = keys.shape
         ratio, places = query.shape[1] // heads, self.keys_T.shape[-1]

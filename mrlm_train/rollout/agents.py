@@ -11,7 +11,7 @@ The policy plays the agents that are not named.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,10 +108,9 @@ def import_name(name: str) -> Any:
     Raises:
         ValueError: If there is no such module or name.
     """
-    module, _, attribute = name.partition(":")
-    if not attribute:
+    if ":" not in name:
         raise ValueError(f"{name!r}: expected module:name")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{name!r}: {error}") from None

@@ -1,16 +1,18 @@
 """One episode in progress: an environment session on one side, and on the other an engine or an expert.
 
-`Dialogue` turns what a session observes and rewards into an `Episode` of messages; an expert acts in text.
+`Dialogue` turns what a session observes and rewards into an `Episode` of messages.
 `EpisodeConversation` adds the token ids: what an engine samples and what the environment answers, exactly.
+`ExpertConversation` takes the environment's own reference action for each turn.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -24,8 +26,17 @@ from mrlm_train.inference.sampling import Sampling
 from mrlm_train.inference.types import End, Feed, Wait
 from mrlm_train.rollout.pool import EnvPool, StepTimeout, fit
 
+if TYPE_CHECKING:
+    from mrlm_train.rollout.games import AgentSession
+
+Result = tuple[str, float, bool, bool, dict[str, Any]]
+"""`(observation, reward, terminated, truncated, info)`, of a reset too, whose reward is 0."""
+
 ScoreFunction = Callable[[str, float, dict[str, Any]], float]
 """`(observation, reward, info) -> reward`: the reward of a step as the episode keeps it; raises if it is not finite."""
+
+Progress = Callable[[Episode], object]
+"""Called with each episode at its end. What it raises stops the run."""
 
 
 @dataclass(frozen=True)
@@ -45,77 +56,64 @@ class Request:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-class Session(Protocol):
-    """What a dialogue talks to: an environment of its own, or one agent's side of a game."""
-
-    def reset(self, score: ScoreFunction) -> Future[Any]:
-        """The first observation: `(observation, info, terminated, truncated)`.
-
-        `score` is called on the environment's thread, in every step.
-        """
-        ...
-
-    def step(self, action: str) -> Future[Any]:
-        """`(observation, reward, terminated, truncated, info)`."""
-        ...
-
-    def stop_acting(self) -> Future[Any] | None:
-        """The policy has no budget left: the final result, as from `step`, if there is one to wait for."""
-        ...
-
-    def expert(self) -> str | None:
-        """The environment's own reference action, None if it has none."""
-        ...
-
-    def close(self, has_failed: bool) -> None:
-        """The episode is over."""
-        ...
-
-
 class EnvironmentSession:
-    """A single-agent environment of the pool."""
+    """One episode of a single-agent environment of the pool; `games.AgentSession` has the same methods.
+
+    Attributes:
+        pool: Where the environment comes from, and the threads that step it.
+        request: The episode asked for.
+        agent: The agent of a game that acts in the session, None outside of games.
+        number: The agent's place in its game, from 1; 0 outside of games.
+        privileged: For each method in `pool.privileged` its values at the reset and after each step.
+    """
+
+    agent: str | None = None
+    number = 0
 
     def __init__(self, pool: EnvPool, request: Request) -> None:
-        self._pool, self._request = pool, request
-        self._env: gymnasium.Env | None = None
+        self.pool, self.request = pool, request
         self.privileged: dict[str, list[Any]] = {name: [] for name in pool.privileged}
+        self._env: Any = None
 
-    def reset(self, score: ScoreFunction) -> Future[Any]:
+    def reset(self, score: ScoreFunction) -> Future[Result]:
+        """The first observation. `score` is called on the environment's thread, in every step."""
         self._score = score
-        return self._pool.submit(self._reset)
+        return self.pool.submit(self._reset)
 
-    def step(self, action: str) -> Future[Any]:
-        return self._pool.submit(lambda: self._step(action))
+    def step(self, action: str) -> Future[Result]:
+        """Take an action; the result comes when the agent is to act again, or all is over."""
+        return self.pool.submit(lambda: self._step(action))
 
-    def stop_acting(self) -> None:
+    def stop_acting(self) -> Future[Result] | None:
+        """The policy has no budget left: the final result, if there is one to wait for."""
         return None
 
     def expert(self) -> str | None:
-        assert self._env is not None
-        expert: Any = getattr(self._env.unwrapped, "expert", None)
+        """The environment's own reference action, None if it has none."""
+        expert = getattr(self._env.unwrapped, "expert", None)
         return None if expert is None else expert()
 
     def close(self, has_failed: bool) -> None:
+        """The episode is over."""
         if self._env is None:
             return
         if has_failed:
-            self._pool.drop(self._env)  # in whatever state it is, no other episode gets it
+            self.pool.drop(self._env)  # in whatever state it is, no other episode gets it
         else:
-            self._pool.give(self._request.entry, self._env)
+            self.pool.give(self.request.entry, self._env)
         self._env = None
 
-    def _reset(self) -> tuple[str, dict[str, Any], bool, bool]:
-        env = self._env = self._pool.take(self._request.entry)
-        observation, info = env.reset(seed=self._request.seed, options=self._request.options or None)
-        self._record_privileged(env)
-        return _text(observation), info, False, False
+    def _reset(self) -> Result:
+        self._env = self.pool.take(self.request.entry)
+        observation, info = self._env.reset(seed=self.request.seed, options=self.request.options or None)
+        self._record_privileged(self._env)
+        return _text(observation), 0.0, False, False, dict(info)
 
-    def _step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    def _step(self, action: str) -> Result:
         env = self._env
-        assert env is not None
         observation, reward, terminated, truncated, info = env.step(fit(env.action_space, action))
         self._record_privileged(env)
-        observation = _text(observation)
+        observation, info = _text(observation), dict(info)
         return observation, self._score(observation, float(reward), info), bool(terminated), bool(truncated), info
 
     def _record_privileged(self, env: gymnasium.Env) -> None:
@@ -134,79 +132,60 @@ class Dialogue:
 
     def __init__(
         self,
-        pool: EnvPool,
-        request: Request,
-        session: Session,
+        session: EnvironmentSession | AgentSession,
         policy: str,
-        progress: Callable[[Episode], object] | None = None,
-        agent: str | None = None,
+        progress: Progress | None = None,
         system_prompt: str | None = None,
     ) -> None:
         """
         Args:
-            pool: Of the environment.
-            request: The episode asked for.
             session: Where it is played.
             policy: Name of who acts.
             progress: Called with the episode at its end.
-            agent: Which agent of a game.
             system_prompt: Replaces the environment's own.
         """
-        entry = pool.envs[request.entry]
-        self.session, self._reward_function = session, pool.rewards[request.entry]
-        self._progress, self._system_prompt = progress, system_prompt
-        self._is_over = False
+        pool, request = session.pool, session.request
+        entry, name = pool.envs[request.entry], pool.names[request.entry]
+        self.session, self._progress, self._system_prompt = session, progress, system_prompt
+        self._reward_function = pool.rewards[request.entry]
         self._limit: str | None = None  # the budget that is spent
+        self._has_begun = self._is_over = False
         self.episode = Episode(
             env_id=entry.id,
             kwargs=entry.record,
             seed=request.seed,
             options=request.options,
-            group_id=entry.group_id(request.seed, request.options) + (f"/{agent}" if agent is not None else ""),
-            agent=agent,
-            name="" if pool.names[request.entry] == entry.id else pool.names[request.entry],
+            group_id=entry.group_id(request.seed, request.options) + (f"/{session.agent}" if session.agent else ""),
+            agent=session.agent,
+            name="" if name == entry.id else name,
             policy=policy,
         )
-        self._result: Future[Any] | None = session.reset(self._score)
-        self._has_begun = False
+        self._result: Future[Result] = session.reset(self._score)
 
     def poll(self) -> Feed | Wait | End:
-        """What to do next; see `inference.types.Conversation`. The ids of `Feed` are the subclass's."""
-        if self._is_over or self._result is None:
-            self._notify()
+        """What to do next; see `inference.types.Conversation`."""
+        if self._is_over:
             return End()
         if not self._result.done():
             return Wait(self._result)
-        result, self._result = self._result, None
-        heard: Any
         try:
-            heard = result.result()
-        except EnvFault as fault:
-            return self._fail("env_fault", fault)
+            result = self._result.result()
         except StepTimeout as error:
             if not self._has_begun:
                 return self._fail("env_error", error)
             # a policy must not be able to void an episode: the action that hangs has failed
-            heard = "", 0.0, True, False, {"stop_reason": "step_timeout"}
+            result = "", 0.0, True, False, {"stop_reason": "step_timeout"}
         except Exception as error:  # a third-party environment may raise anything, and none of it ends the run
-            return self._fail("env_error", error)
-        try:
-            ids = self._on_step(*heard) if self._has_begun else self._on_reset(*heard)
-        except Exception as error:  # and so may a third party's chat template
-            return self._fail("render_error", error)
-        return self.poll() if ids is None else Feed(ids)
+            return self._fail("env_fault" if isinstance(error, EnvFault) else "env_error", error)
+        return self._observe(*result)
 
     def act(self, action: str) -> None:
         """Take the agent's turn."""
         self._add_turn(action)
         self._result = self.session.step(action)
 
-    def render_opening(self, messages: list[dict[str, Any]], info: dict[str, Any]) -> list[int]:
-        """Ids to feed for the opening messages."""
-        return []
-
-    def render_reply(self, observation: str, role: str) -> list[int]:
-        """Ids to feed for an observation."""
+    def render(self) -> list[int]:
+        """Ids to feed for the newest message, and at first for the opening ones."""
         return []
 
     def take(self, ids: list[int]) -> str | None:
@@ -217,54 +196,49 @@ class Dialogue:
         self.episode.messages.append({"role": "assistant", "content": action})
         self.episode.turn_rewards.append(0.0)
 
-    def _on_reset(self, observation: str, info: dict[str, Any], terminated: bool, truncated: bool) -> list[int] | None:
-        episode, self._has_begun = self.episode, True
-        episode.info |= info
-        episode.task_id = info.get("task_id")
-        episode.messages = opening(observation, info, self._system_prompt)
-        ids = self.render_opening(episode.messages, info)
-        if terminated or truncated:  # a game that was over before the agent's first turn
-            self._end(info.get("stop_reason"), truncated=truncated)
-            return None
-        return self._feed(ids, limit=self.take([]))
-
-    def _on_step(
+    def _observe(
         self, observation: str, reward: float, terminated: bool, truncated: bool, info: dict[str, Any]
-    ) -> list[int] | None:
-        episode = self.episode
-        if episode.turn_rewards:
-            episode.turn_rewards[-1] += reward
+    ) -> Feed | Wait | End:
+        episode, is_first = self.episode, not self._has_begun
+        self._has_begun = True
         episode.info |= info
-        role = info.get("role", "user")
-        episode.messages.append({"role": role, "content": observation})
-        if terminated or truncated or self._limit is not None:
+        if is_first:
+            episode.task_id = info.get("task_id")
+            episode.messages = opening(observation, info, self._system_prompt)
+        else:
+            episode.messages.append({"role": info.get("role", "user"), "content": observation})
+            if episode.turn_rewards:
+                episode.turn_rewards[-1] += reward
+        is_over = terminated or truncated or self._limit is not None
+        ids: list[int] = []
+        if is_first or not is_over:
+            try:
+                ids = self.render()
+            except Exception as error:  # a third party's chat template may raise anything, too
+                return self._fail("render_error", error)
+        if is_over:
             is_cut = self._limit is not None or (truncated and not terminated)
-            self._end(self._limit or info.get("stop_reason"), truncated=is_cut)
-            return None
-        ids = self.render_reply(observation, role)
-        return self._feed(ids, limit=self.take(ids))
-
-    def _feed(self, ids: list[int], limit: str | None) -> list[int] | None:
-        if limit is None:
-            return ids
-        self._stop(limit)
-        return None
+            return self._end(self._limit or info.get("stop_reason"), truncated=is_cut)
+        limit = self.take([] if is_first else ids)
+        return Feed(ids) if limit is None else self._stop(limit)
 
     def _score(self, observation: str, reward: float, info: dict[str, Any]) -> float:
         if self._reward_function is not None:
-            heard = [*self.episode.messages, {"role": info.get("role", "user"), "content": observation}]
-            reward = self._reward_function(heard, float(reward), info)
+            messages = [*self.episode.messages, {"role": info.get("role", "user"), "content": observation}]
+            reward = float(self._reward_function(messages, reward, info))
         if not math.isfinite(reward):
             raise ValueError(f"reward is {reward}")
-        return float(reward)
+        return reward
 
-    def _stop(self, limit: str) -> None:
+    def _stop(self, limit: str) -> Wait | End:
         """A budget is spent: the episode ends now, or, in a game, when the others have finished it."""
-        self._limit, self._result = limit, self.session.stop_acting()
-        if self._result is None:
-            self._end(limit, truncated=True)
+        result = self.session.stop_acting()
+        if result is None:
+            return self._end(limit, truncated=True)
+        self._limit, self._result = limit, result
+        return Wait(result)
 
-    def _end(self, stop_reason: str | None, truncated: bool) -> None:
+    def _end(self, stop_reason: str | None, truncated: bool) -> End:
         episode = self.episode
         success = episode.info.get("success", episode.info.get("is_success"))
         episode.success = None if success is None else bool(success)
@@ -272,32 +246,25 @@ class Dialogue:
             episode.success = False  # an environment of ours was cut off before it could say so
         episode.valid = bool(episode.info.get("valid", True))
         episode.truncated, episode.terminated = truncated, not truncated
-        if stop_reason is None:
-            by_success = {True: "success", False: "failure", None: "terminated"}
-            stop_reason = "time_limit" if truncated else by_success[episode.success]
-        episode.stop_reason = stop_reason
-        self._close(has_failed=stop_reason == "step_timeout")
+        by_success = {True: "success", False: "failure", None: "terminated"}
+        episode.stop_reason = stop_reason or ("time_limit" if truncated else by_success[episode.success])
+        return self._close(has_failed=stop_reason == "step_timeout")
 
     def _fail(self, stop_reason: str, error: Exception) -> End:
         episode = self.episode
         episode.valid, episode.truncated, episode.stop_reason = False, True, stop_reason
         episode.info["error"] = f"{type(error).__name__}: {error}"
-        self._close(has_failed=True)
-        self._notify()
-        return End()
+        return self._close(has_failed=True)
 
-    def _close(self, has_failed: bool) -> None:
+    def _close(self, has_failed: bool) -> End:
         self._is_over = True
-        privileged: dict[str, list[Any]] = getattr(self.session, "privileged", {})
+        privileged = self.session.privileged  # copied: a step that hangs may still append to it
         self.episode.state_keys = list(privileged.get("state_key", ()))
         self.episode.costs_to_go = list(privileged.get("cost_to_go", ()))
         self.session.close(has_failed)
-
-    def _notify(self) -> None:
-        """Call `progress`, once. What it raises stops the run, and must not pass for a fault of the episode."""
-        progress, self._progress = self._progress, None
-        if progress is not None and self._is_over:
-            progress(self.episode)
+        if self._progress is not None:
+            self._progress(self.episode)
+        return End()
 
 
 class EpisodeConversation(Dialogue):
@@ -305,41 +272,29 @@ class EpisodeConversation(Dialogue):
 
     def __init__(
         self,
-        pool: EnvPool,
-        request: Request,
-        session: Session,
+        session: EnvironmentSession | AgentSession,
         policy: Policy,
         sampling: Sampling,
-        settings: dict[str, Any],
-        progress: Callable[[Episode], object] | None = None,
-        agent: str | None = None,
-        number: int = 0,
+        progress: Progress | None = None,
     ) -> None:
         """
         Args:
-            pool: As of `Dialogue`, like `request`, `session`, `progress` and `agent`.
-            request: The episode asked for.
             session: Where it is played.
             policy: Who acts.
-            sampling: Its budgets.
-            settings: What the Episode keeps of them.
+            sampling: Its budgets; the Episode keeps them.
             progress: Called with the episode at its end.
-            agent: Which agent of a game.
-            number: Distinguishes its samples from those of the other agents; 0 outside of games.
         """
         self._chat, self._sampling = policy.chat, sampling
-        self._prompt_length = 0
-        super().__init__(pool, request, session, policy.name, progress, agent, policy.chat.system_prompt)
-        self.prefix = self.episode.group_id
-        entropy = [request.seed, request.draw, *([number] if number else [])]
-        self.seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
-        self.episode.tokenizer_hash = tokenizer_hash(self._chat.tokenizer)
-        self.episode.sampling = {**settings, "draw": request.draw}
         self._ids: list[int] = []
         self._mask: list[int] = []
-        self._log_probs: list[float | None] | None = []
-        self.episode.completion_ids, self.episode.action_mask = self._ids, self._mask
-        self.episode.logprobs = self._log_probs
+        super().__init__(session, policy.name, progress, policy.chat.system_prompt)
+        request, episode = session.request, self.episode
+        entropy = [request.seed, request.draw, *([session.number] if session.number else [])]
+        self.seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+        self.prefix = episode.group_id
+        episode.tokenizer_hash = tokenizer_hash(self._chat.tokenizer)
+        episode.sampling = {**dataclasses.asdict(sampling), "draw": request.draw}
+        episode.completion_ids, episode.action_mask, episode.logprobs = self._ids, self._mask, []
 
     @property
     def budget(self) -> int:
@@ -351,7 +306,7 @@ class EpisodeConversation(Dialogue):
         """Tokens left for the episode, and the limit that is reached first."""
         left = self._sampling.max_episode_tokens - len(self._ids)
         if self._sampling.max_context is not None:
-            context = self._sampling.max_context - self._prompt_length - len(self._ids)
+            context = self._sampling.max_context - len(self.episode.prompt_ids or ()) - len(self._ids)
             if context < left:
                 return context, "context_limit"
         return left, "token_limit"
@@ -371,13 +326,13 @@ class EpisodeConversation(Dialogue):
                 return
         self.act(action)
 
-    def render_opening(self, messages: list[dict[str, Any]], info: dict[str, Any]) -> list[int]:
-        ids = self.episode.prompt_ids = self._chat.prompt_ids(messages, info.get("tools"))
-        self._prompt_length = len(ids)
-        return ids
-
-    def render_reply(self, observation: str, role: str) -> list[int]:
-        return self._chat.reply_ids(observation, role, self._ids[-1])
+    def render(self) -> list[int]:
+        episode = self.episode
+        if episode.prompt_ids is None:
+            episode.prompt_ids = self._chat.prompt_ids(episode.messages, episode.info.get("tools"))
+            return episode.prompt_ids
+        newest = episode.messages[-1]
+        return self._chat.reply_ids(newest["content"], newest["role"], self._ids[-1])
 
     def take(self, ids: list[int]) -> str | None:
         if len(self.episode.turn_ends) == self._sampling.max_turns:
@@ -391,8 +346,28 @@ class EpisodeConversation(Dialogue):
     def _append(self, ids: list[int], mask: int, log_probs: Any) -> None:
         self._ids += ids
         self._mask += [mask] * len(ids)
-        self._log_probs = None if log_probs is None or self._log_probs is None else self._log_probs + log_probs
-        self.episode.logprobs = self._log_probs
+        if log_probs is None or self.episode.logprobs is None:
+            self.episode.logprobs = None
+        else:
+            self.episode.logprobs += log_probs
+
+
+class ExpertConversation(Dialogue):
+    """A dialogue of the environment's own expert. For an engine, each of its turns is one token that nobody reads."""
+
+    seed, budget, prefix = 0, 1, None
+
+    def submit(self, ids: list[int], log_probs: list[float] | None) -> None:
+        """Act as the expert does.
+
+        Raises:
+            ValueError: If the environment has none.
+        """
+        action = self.session.expert()
+        if action is None:
+            where = f"environment {self.episode.env_id} has no expert() for seed {self.episode.seed}"
+            raise ValueError(f"{where}; collect with a policy, or give an episodes file")
+        self.act(action)
 
 
 class ChatDialogue(Dialogue):
@@ -403,20 +378,15 @@ class ChatDialogue(Dialogue):
 
     def __init__(
         self,
-        pool: EnvPool,
-        request: Request,
-        session: Session,
+        session: EnvironmentSession | AgentSession,
         policy: Policy,
         sampling: Sampling,
-        settings: dict[str, Any],
-        progress: Callable[[Episode], object] | None = None,
-        agent: str | None = None,
-        number: int = 0,
+        progress: Progress | None = None,
     ) -> None:
         """As of `EpisodeConversation`."""
         self._sampling, self._first, self._spent = sampling, 0, 0
-        super().__init__(pool, request, session, policy.name, progress, agent)
-        self.episode.sampling = {**settings, "draw": request.draw}
+        super().__init__(session, policy.name, progress)
+        self.episode.sampling = {**dataclasses.asdict(sampling), "draw": session.request.draw}
 
     @property
     def messages(self) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -121,125 +122,105 @@ class EnvEntry:
             ValueError: If there is no such environment, or an argument is invalid; it names the environment.
             TypeError: If its spaces are not text, or an argument is unknown.
         """
-        return self._build_game() if self.is_game else self._build_single()
-
-    def _build_game(self) -> Any:
-        if self.address is not None:
-            raise ValueError(f"environment {self.id}: a game of several agents runs in this process; remove address")
-        make = self.make
-        if make is None and ":" not in self.id:
-            raise ValueError(f"environment {self.id}: agents are for PettingZoo environments, named module:function")
-        kwargs = self.kwargs if self.split is None else {**self.kwargs, "split": self.split}
         try:
-            env: Any = (import_name(self.id) if make is None else make)(**kwargs)  # type: ignore[operator]
+            env = self._make()
             for wrapper in self.wrappers:
                 env = (import_name(wrapper) if isinstance(wrapper, str) else wrapper)(env)
+            self._check(env)
         except ModuleNotFoundError as error:
-            raise ValueError(
-                f'environment {self.id}: {error.name} is not installed; for PettingZoo: pip install "mrlm[debate]"'
-            ) from None
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"environment {self.id}: {error}") from error
-        if not getattr(env, "possible_agents", None):
-            raise TypeError(f"environment {self.id}: {type(env).__name__} is no PettingZoo environment of named agents")
-        try:
-            self.assign(env)
-        except ValueError as error:
-            raise ValueError(f"environment {self.id}: {error}") from None
-        for agent in env.possible_agents:
-            spaces = {"observation": env.observation_space(agent), "action": env.action_space(agent)}
-            for what, space in spaces.items():
-                if not isinstance(space, Text):
-                    raise TypeError(
-                        f"environment {self.id}: the {what} space of {agent!r} is {space}, not text; wrap it into one "
-                        "that is"
-                    )
+            if not self.is_game:
+                raise
+            needs = f'{error.name} is not installed; for PettingZoo: pip install "mrlm[debate]"'
+            raise ValueError(f"environment {self.id}: {needs}") from None
+        except TypeError as error:
+            raise TypeError(f"environment {self.id}: {error}") from error
+        except (ValueError, gymnasium.error.Error) as error:
+            raise ValueError(f"environment {self.id}: {error}") from error
         return env
 
     def assign(self, game: Any) -> dict[str, AgentConfig]:
         """Who plays each agent of a game."""
         return assign_agents(self.agents or {}, game.possible_agents)
 
-    def _build_single(self) -> gymnasium.Env:
-        kwargs = dict(self.kwargs)
-        if self.split is not None:
-            kwargs["split"] = self.split
-        try:
-            if self.address is not None:
-                env = gymnasium.make(
-                    "mrlm_envs:mrlm/Remote-v0",
-                    disable_env_checker=True,
-                    address=self.address,
-                    env_id=self.id,
-                    **kwargs,
-                )
-            elif self.make is None:
-                env = gymnasium.make(self._gymnasium_id(), disable_env_checker=True, **kwargs)
-            elif isinstance(self.make, EnvSpec):
-                env = gymnasium.make(self.make, disable_env_checker=True, **kwargs)
-            else:
-                env = self.make(**kwargs)
-            for wrapper in self.wrappers:
-                env = (import_name(wrapper) if isinstance(wrapper, str) else wrapper)(env)
-        except gymnasium.error.Error as error:
-            raise ValueError(f"environment {self.id}: {error}") from error
-        except TypeError as error:
-            raise TypeError(f"environment {self.id}: {error}") from error
-        for what, space in (("observation", env.observation_space), ("action", env.action_space)):
-            if not isinstance(space, Text):
-                raise TypeError(
-                    f"environment {self.id}: its {what} space is {space}, not text; wrap it into one that is"
-                )
-        return env
+    def agent_configs(self) -> dict[str, AgentConfig]:
+        """Who plays each agent, as a game tells that is made for the question; empty if it is not a game."""
+        if not self.is_game:
+            return {}
+        with closing(self.build()) as game:
+            return self.assign(game)
 
-    def _gymnasium_id(self) -> str:
-        return f"mrlm_envs:{self.id}" if self.id.startswith("mrlm/") else self.id
+    def _make(self) -> Any:
+        if self.is_game and self.address is not None:
+            raise ValueError("a game of several agents runs in this process; remove address")
+        if callable(self.make):
+            return self.make(**self._kwargs)
+        if self.is_game:
+            if ":" not in self.id:
+                raise ValueError("agents are for PettingZoo environments, named module:function")
+            return import_name(self.id)(**self._kwargs)
+        remote = {} if self.address is None else {"address": self.address, "env_id": self.id}
+        name = "mrlm/Remote-v0" if remote else self.id
+        spec = self.make or (f"mrlm_envs:{name}" if name.startswith("mrlm/") else name)
+        return gymnasium.make(spec, disable_env_checker=True, **remote, **self._kwargs)
+
+    def _check(self, env: Any) -> None:
+        if self.is_game:
+            if not getattr(env, "possible_agents", None):
+                raise TypeError(f"{type(env).__name__} is no PettingZoo environment of named agents")
+            self.assign(env)
+            spaces = {
+                f"the {what} space of {agent!r}": getattr(env, f"{what}_space")(agent)
+                for agent in env.possible_agents
+                for what in ("observation", "action")
+            }
+        else:
+            spaces = {f"its {what} space": getattr(env, f"{what}_space") for what in ("observation", "action")}
+        for what, space in spaces.items():
+            if not isinstance(space, Text):
+                raise TypeError(f"{what} is {space}, not text; wrap it into one that is")
 
     def _knows_splits(self) -> bool:
         if self.id.startswith("mrlm/"):
             return True
-        if self.address is not None:  # the server knows
-            try:
-                replace(self, split="train")._build_single().close()
-            except (ValueError, TypeError):
-                return False  # or something else is wrong, which `build` says
-            return True
-        creator: Any = self.make
-        if self.is_game:
-            try:
-                creator = import_name(self.id) if creator is None else creator
-            except ValueError:
-                return False
-        elif not callable(creator) or isinstance(creator, EnvSpec):
-            try:
-                spec = creator if isinstance(creator, EnvSpec) else self._registered()
-            except (gymnasium.error.Error, ImportError):
-                return False  # `build` says what is wrong with the id
-            creator = spec.entry_point if callable(spec.entry_point) else load_env_creator(str(spec.entry_point))
-        if inspect.isclass(creator) and issubclass(creator, TextEnv):
-            return True
-        return "split" in inspect.signature(creator).parameters
+        try:  # if anything else is wrong, `build` says what
+            if self.address is not None:  # the server knows
+                replace(self, split="train")._make().close()
+                return True
+            creator: Any = self.make if callable(self.make) else self._creator()
+        except (ValueError, TypeError, ImportError, gymnasium.error.Error):
+            return False
+        is_ours = inspect.isclass(creator) and issubclass(creator, TextEnv)
+        return is_ours or "split" in inspect.signature(creator).parameters
 
-    def _registered(self) -> EnvSpec:
-        module, _, name = self.id.rpartition(":")
-        if module:  # `my_package:My/Env-v0`: importing it registers the id
-            importlib.import_module(module)
-        return gymnasium.spec(name)
+    def _creator(self) -> Any:
+        """What makes the environment that the id or the spec names."""
+        if self.is_game:
+            return import_name(self.id)
+        spec = self.make
+        if spec is None:
+            module, _, name = self.id.rpartition(":")
+            if module:  # `my_package:My/Env-v0`: importing it registers the id
+                importlib.import_module(module)
+            spec = gymnasium.spec(name)
+        entry_point: Any = spec.entry_point  # type: ignore[union-attr]
+        return entry_point if callable(entry_point) else load_env_creator(str(entry_point))
+
+    @cached_property
+    def _kwargs(self) -> dict[str, Any]:
+        return self.kwargs if self.split is None else {**self.kwargs, "split": self.split}
 
     @cached_property
     def record(self) -> dict[str, Any]:
         """The kwargs as Episodes keep them, split included; a table of tasks given in Python only by its digest."""
-        kwargs = self.kwargs if self.split is None else {**self.kwargs, "split": self.split}
-        return {name: value if len(text := _json(value)) <= 2000 else _digest(text) for name, value in kwargs.items()}
+        texts = {name: _json(value) for name, value in self._kwargs.items()}
+        return {name: self._kwargs[name] if len(text) <= 2000 else _digest(text) for name, text in texts.items()}
 
     def group_id(self, seed: int, options: Mapping[str, Any]) -> str:
         """The common id of episodes of this environment with these kwargs, seed and options."""
-        parts = [self.id, str(seed)]
-        if self.record or options or self.agents:
-            parts.append(
-                _digest(self._record_text + _json(dict(options)) + (_json(self.agents) if self.agents else ""))
-            )
-        return "/".join(parts)
+        if not (self.record or options or self.agents):
+            return f"{self.id}/{seed}"
+        agents = _json(self.agents) if self.agents else ""
+        return f"{self.id}/{seed}/{_digest(self._record_text + _json(dict(options)) + agents)}"
 
     @cached_property
     def _record_text(self) -> str:

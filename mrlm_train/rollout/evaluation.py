@@ -104,11 +104,11 @@ def summary(episodes: Sequence[Episode]) -> dict[str, Any]:
         `n`, `invalid`, `reward`, `reward_interval`, `success` and `success_interval` (95 %; None if no environment
         tells success), `turns` and `tokens` (sampled; means per episode), `stop_reasons`; where tasks were attempted
         several times, `pass_at` (see `pass_at`; `success` is then avg@k); and with several environments, or several
-        agents of a game, `environments`: the same for each, under the names of `Episode.seat` (`success` of an agent
+        agents of a game, `environments`: the same for each, under the names of `Episode.label` (`success` of an agent
         is its share of wins).
     """
     result = _sums(episodes)
-    environments = by(episodes, lambda episode: episode.seat)
+    environments = by(episodes, lambda episode: episode.label)
     if len(environments) > 1:
         result["environments"] = environments
     return result

@@ -13,19 +13,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from mrlm_envs.core import clean
 from mrlm_train.episodes.record import Episode
 from mrlm_train.rollout.agents import ActFunction
-from mrlm_train.rollout.conversation import ScoreFunction
-from mrlm_train.rollout.pool import EnvPool, StepTimeout, fit
-
-Result = tuple[Any, ...]
-"""At first `(observation, info, terminated, truncated)`, then `(observation, reward, terminated, truncated, info)`."""
+from mrlm_train.rollout.conversation import Request, Result, ScoreFunction
+from mrlm_train.rollout.pool import EnvPool, fit
 
 MAX_SILENT_STEPS = 100  # a game in which no agent has budget left is stopped after so many steps
 
@@ -105,66 +101,85 @@ class ParallelGame:
         return observed
 
 
-@dataclass
-class _Agent:
-    """What the runner knows of an agent."""
+class AgentSession:
+    """One agent's side of a game, with the methods of `conversation.EnvironmentSession`; or a function plays it.
 
-    function: ActFunction | None  # plays it; None for a session
-    rng: np.random.Generator
-    score: ScoreFunction | None = None
-    result: Future[Result] = field(default_factory=Future)  # the next result of its session
-    messages: list[dict[str, Any]] = field(default_factory=list)  # only of a function that plays
-    observation: str = ""
-    info: dict[str, Any] = field(default_factory=dict)
-    reward: float = 0.0  # since its session's last result
-    total: float = 0.0
-    terminated: bool = False
-    truncated: bool = False
-    has_begun: bool = False  # its session has its first result, or its function its first message
-    is_silent: bool = False  # it has no budget left
+    Attributes:
+        function: Plays the agent; None for a session.
+        result: The next result.
+        messages: The conversation of a function that plays.
+        observation: The newest.
+        info: That came with it.
+        reward: Since the last result.
+        total: Of all rewards.
+        has_begun: It has its first result, or its function the first message.
+        is_silent: It has no budget left, and acts with "".
+    """
+
+    privileged: ClassVar[dict[str, list[Any]]] = {}
+
+    def __init__(self, game: GameRunner, agent: str, number: int, function: ActFunction | None) -> None:
+        self.game, self.agent, self.number, self.function = game, agent, number, function
+        self.pool, self.request = game.pool, game.request
+        self.rng = np.random.default_rng([game.request.seed, number - 1])
+        self.score: ScoreFunction | None = None
+        self.result: Future[Result] = Future()
+        self.messages: list[dict[str, Any]] = []
+        self.observation, self.info = "", dict[str, Any]()
+        self.reward = self.total = 0.0
+        self.terminated = self.truncated = self.has_begun = self.is_silent = False
+
+    def reset(self, score: ScoreFunction) -> Future[Result]:
+        self.score = score
+        return self.result
+
+    def step(self, action: str) -> Future[Result]:
+        return self.game.act(self, action)
+
+    def stop_acting(self) -> Future[Result]:
+        self.is_silent = True
+        return self.game.act(self, "")
+
+    def expert(self) -> str | None:
+        expert = getattr(self.game.env.unwrapped, "expert", None)
+        return None if expert is None else expert(self.agent)
+
+    def close(self, has_failed: bool) -> None:
+        """The game goes on; its runner gives the environment back."""
 
 
 class GameRunner:
-    """Runs one game."""
+    """Runs one game.
 
-    def __init__(
-        self,
-        pool: EnvPool,
-        index: int,
-        functions: Mapping[str, ActFunction | None],
-        seed: int,
-        options: Mapping[str, Any],
-    ) -> None:
+    Attributes:
+        sessions: For each agent its session, in the game's order.
+    """
+
+    def __init__(self, pool: EnvPool, request: Request, functions: Mapping[str, ActFunction | None]) -> None:
         """Starts the game.
 
         Args:
             pool: Where the environment comes from, and the threads that step it.
-            index: Which of the pool's entries.
+            request: The episode asked for.
             functions: For each agent the function that plays it, None for a session.
-            seed: The episode seed.
-            options: Passed to `reset`.
         """
-        self._pool, self._index, self._seed, self._options = pool, index, seed, dict(options)
+        self.pool, self.request = pool, request
+        self.sessions = {
+            name: AgentSession(self, name, number, function)
+            for number, (name, function) in enumerate(functions.items(), 1)
+        }
         self._game: AecGame | ParallelGame | None = None
         self._lock = threading.Lock()
-        self._agents = {
-            name: _Agent(function, np.random.default_rng([seed, number]))
-            for number, (name, function) in enumerate(functions.items())
-        }
         self._actions: dict[str, str] = {}
         self._awaited: set[str] = set()  # sessions whose actions the next step needs
         self._failure: BaseException | None = None
         self._submit(self._start)
 
-    def session(self, name: str) -> AgentSession:
-        """The session of an agent that a model plays."""
-        return AgentSession(self, name)
-
-    def expert(self, name: str) -> str | None:
-        """The game's own reference action for an agent whose turn it is, None if it has none."""
+    @property
+    def env(self) -> Any:
+        """The PettingZoo environment, while the game is played."""
         assert self._game is not None
-        expert: Any = getattr(self._game.env.unwrapped, "expert", None)
-        return None if expert is None else expert(name)
+        return self._game.env
 
     def fail(self, error: BaseException) -> None:
         """End the game for all sessions: it is invalid, or an action took too long."""
@@ -172,54 +187,41 @@ class GameRunner:
             if self._failure is not None:
                 return
             self._failure = error
-            for agent in self._agents.values():
-                if not agent.result.done():
-                    self._set_failure(agent)
+            for session in self.sessions.values():
+                if not session.result.done():
+                    session.result.set_exception(self._failure)
             game, self._game = self._game, None
         if game is not None:
-            self._pool.drop(game.env)
+            self.pool.drop(game.env)
 
-    def first_result(self, name: str, score: ScoreFunction) -> Future[Result]:
-        """The first result of an agent's session."""
-        self._agents[name].score = score
-        return self._agents[name].result
-
-    def act(self, name: str, action: str, is_last: bool = False) -> Future[Result]:
-        """Take an agent's action; with `is_last` it has no budget left, and the result is that of the game."""
-        agent, result = self._agents[name], Future[Result]()
+    def act(self, session: AgentSession, action: str) -> Future[Result]:
+        """Take an agent's action."""
         with self._lock:
-            agent.result, agent.is_silent = result, is_last
+            session.result = Future()
             if self._failure is not None:
-                self._set_failure(agent)
-                return result
-            self._actions[name] = action
-            self._awaited.discard(name)
+                session.result.set_exception(self._failure)
+                return session.result
+            self._actions[session.agent] = action
+            self._awaited.discard(session.agent)
             is_complete = not self._awaited
         if is_complete:
             self._submit(self._go_on)
-        return result
+        return session.result
 
     def _submit(self, call: Callable[[], None]) -> None:
         def check(future: Future[None]) -> None:
             if (error := future.exception()) is not None:
                 self.fail(error)
 
-        self._pool.submit(call).add_done_callback(check)
-
-    def _set_failure(self, agent: _Agent) -> None:
-        assert self._failure is not None
-        if isinstance(self._failure, StepTimeout) and agent.has_begun:
-            agent.result.set_result(("", 0.0, True, False, {"stop_reason": "step_timeout"}))
-        else:
-            agent.result.set_exception(self._failure)
+        self.pool.submit(call).add_done_callback(check)
 
     def _start(self) -> None:
-        env = self._pool.take(self._index)
+        env = self.pool.take(self.request.entry)
         is_aec = hasattr(env, "agent_selection") or hasattr(env, "agent_iter")
         game = self._game = AecGame(env) if is_aec else ParallelGame(env)
-        observed = game.reset(self._seed, self._options or None)
+        observed = game.reset(self.request.seed, self.request.options or None)
         for name, info in game.opening.items():
-            self._agents[name].info = info
+            self.sessions[name].info = info
         self._observe(observed)
         self._play(game)
 
@@ -236,7 +238,7 @@ class GameRunner:
             silent_steps += 1
             awaited = []
             for name in game.acting:
-                agent = self._agents[name]
+                agent = self.sessions[name]
                 if agent.function is not None:
                     agent.messages.append({"role": agent.info.get("role", "user"), "content": agent.observation})
                     self._actions[name] = agent.function(list(agent.messages), agent.rng)
@@ -262,7 +264,7 @@ class GameRunner:
         for name, observation, reward, terminated, truncated, info in observed:
             if not isinstance(observation, str):
                 raise TypeError(f"observation of {name} is {type(observation).__name__}, not text")
-            agent = self._agents[name]
+            agent = self.sessions[name]
             agent.observation = clean(observation)
             agent.info = dict(info) if agent.has_begun else {**agent.info, **info}
             agent.reward += float(reward)
@@ -275,15 +277,15 @@ class GameRunner:
 
     def _finish(self) -> None:
         """The game is over: every session gets its result."""
-        returns = {name: agent.total for name, agent in self._agents.items()}
+        returns = {name: agent.total for name, agent in self.sessions.items()}
         best = max(returns.values())
         leaders = [name for name, value in returns.items() if value == best]
         with self._lock:
             game, self._game = self._game, None
         if game is None:
             return  # it has failed meanwhile
-        self._pool.give(self._index, game.env)
-        for name, agent in self._agents.items():
+        self.pool.give(self.request.entry, game.env)
+        for name, agent in self.sessions.items():
             if agent.function is None:
                 if not (agent.terminated or agent.truncated):  # stopped after MAX_SILENT_STEPS
                     agent.truncated, agent.observation = True, ""
@@ -292,40 +294,15 @@ class GameRunner:
                 self._give_result(name)
 
     def _give_result(self, name: str) -> None:
-        agent = self._agents[name]
-        result: Result
+        agent = self.sessions[name]
+        reward = 0.0
         if agent.has_begun:
             assert agent.score is not None
             reward = agent.score(agent.observation, agent.reward, agent.info)
-            result = agent.observation, reward, agent.terminated, agent.truncated, agent.info
-        else:
-            result = agent.observation, agent.info, agent.terminated, agent.truncated
         with self._lock:
             agent.has_begun, agent.reward = True, 0.0
             if self._failure is None:
-                agent.result.set_result(result)
-
-
-class AgentSession:
-    """One agent's side of a game; see `conversation.Session`."""
-
-    def __init__(self, game: GameRunner, name: str) -> None:
-        self._game, self._name = game, name
-
-    def reset(self, score: ScoreFunction) -> Future[Result]:
-        return self._game.first_result(self._name, score)
-
-    def step(self, action: str) -> Future[Result]:
-        return self._game.act(self._name, action)
-
-    def stop_acting(self) -> Future[Result]:
-        return self._game.act(self._name, "", is_last=True)
-
-    def expert(self) -> str | None:
-        return self._game.expert(self._name)
-
-    def close(self, has_failed: bool) -> None:
-        """The game goes on; its runner gives the environment back."""
+                agent.result.set_result((agent.observation, reward, agent.terminated, agent.truncated, agent.info))
 
 
 def rows_by_request(tasks: Sequence[tuple[int, int]], agents: Sequence[int]) -> list[list[int]]:

@@ -119,7 +119,7 @@ class PastOpponents(Opponents):
                 self._copies[config] = _Copy(held, 0 if is_past else -1)
 
     def __call__(self, config: AgentConfig) -> Policy:
-        """The policy that speaks for a config."""
+        """The policy that plays an agent with this configuration."""
         held = self._copies.get(config)
         return super().__call__(config) if held is None or held.step < 0 else held.policy
 

@@ -14,26 +14,28 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 
 from mrlm_train.episodes.chat import Chat
 from mrlm_train.episodes.record import Episode
+from mrlm_train.inference.batch_engine import BatchEngine
 from mrlm_train.inference.endpoint import EndpointPolicy
 from mrlm_train.inference.policy import Policy
 from mrlm_train.inference.sampling import Sampling
-from mrlm_train.inference.types import End, Feed, Wait
 from mrlm_train.rollout.conversation import (
     ChatDialogue,
-    Dialogue,
     EnvironmentSession,
     EpisodeConversation,
+    ExpertConversation,
+    Progress,
     Request,
 )
 from mrlm_train.rollout.environments import EnvLike, entries
-from mrlm_train.rollout.games import GameRunner
+from mrlm_train.rollout.games import AgentSession, GameRunner
 from mrlm_train.rollout.opponents import Opponents
 from mrlm_train.rollout.pool import STEP_TIMEOUT, EnvPool
 
@@ -85,9 +87,8 @@ class Rollout:
         self.seconds, self.sampled_tokens = 0.0, 0
         self._has_sampled = False
         self._asked = sampling
-        self._settings = dataclasses.asdict(self.sampling)
 
-    def run(self, requests: Iterable[Request], progress: Callable[[Episode], object] | None = None) -> list[Episode]:
+    def run(self, requests: Iterable[Request], progress: Progress | None = None) -> list[Episode]:
         """Play the requested episodes.
 
         Args:
@@ -105,7 +106,7 @@ class Rollout:
         begin = time.perf_counter()
         schedule = _Schedule(self, requests, progress)
         self._decode(schedule)
-        episodes = schedule.episodes()
+        episodes = [conversation.episode for conversation in schedule.returned]
         self.seconds = time.perf_counter() - begin
         self.sampled_tokens = sum(episode.sampled_tokens for episode in episodes)
         self._has_sampled = self._has_sampled or self.sampled_tokens > 0
@@ -174,20 +175,17 @@ def _fitted(sampling: Sampling, policy: Policy) -> Sampling:
     )
 
 
-def _conversation_class(policy: Policy) -> Any:
-    """Token by token, or in messages where there are no tokens."""
-    return ChatDialogue if isinstance(policy, EndpointPolicy) else EpisodeConversation
-
-
 class _Schedule:
-    """Starts the episodes of each request when an engine first has room, and assigns each engine its conversations."""
+    """Starts the episodes of each request when an engine first has room, and assigns each engine its conversations.
 
-    def __init__(
-        self, rollout: Rollout, requests: Iterable[Request], progress: Callable[[Episode], object] | None
-    ) -> None:
+    Attributes:
+        returned: The conversations of the agents that the policy plays, in the order of the requests.
+    """
+
+    def __init__(self, rollout: Rollout, requests: Iterable[Request], progress: Progress | None) -> None:
+        self.returned: list[EpisodeConversation] = []
         self._rollout, self._requests, self._progress = rollout, iter(requests), progress
         self._started: list[list[tuple[Policy, EpisodeConversation]]] = []  # by request
-        self._returned: list[EpisodeConversation] = []
         self._games: list[GameRunner] = []
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
@@ -205,10 +203,6 @@ class _Schedule:
                 if owner is model:
                     yield conversation
 
-    def episodes(self) -> list[Episode]:
-        """The episodes of the agents that the policy plays, in the order of the requests."""
-        return [conversation.episode for conversation in self._returned]
-
     def fail(self, error: BaseException) -> None:
         """An engine has stopped: end every game, so that the other engines stop as well."""
         with self._lock:
@@ -221,28 +215,24 @@ class _Schedule:
         rollout, pool = self._rollout, self._rollout.pool
         agents = pool.agents[request.entry]
         if not agents:
-            session = EnvironmentSession(pool, request)
-            conversation = _conversation_class(rollout.policy)(
-                pool, request, session, rollout.policy, rollout.sampling, rollout._settings, self._progress
-            )
-            self._returned.append(conversation)
-            return [(rollout.policy, conversation)]
-        functions = {name: agent.function for name, agent in agents.items()}
-        game = GameRunner(pool, request.entry, functions, request.seed, request.options)
+            return [self._conversation(rollout.policy, EnvironmentSession(pool, request), is_returned=True)]
+        game = GameRunner(pool, request, {name: agent.function for name, agent in agents.items()})
         self._games.append(game)
-        started: list[tuple[Policy, EpisodeConversation]] = []
-        for number, (name, agent) in enumerate(agents.items(), 1):
-            if agent.function is not None:
-                continue
-            model, progress = rollout.opponents(agent), self._progress if agent.trains else None
-            conversation = _conversation_class(model)(
-                *(pool, request, game.session(name), model, rollout.sampling_of(model), rollout._settings),
-                *(progress, name, number),
-            )
-            started.append((model, conversation))
-            if agent.trains:
-                self._returned.append(conversation)
-        return started
+        return [
+            self._conversation(rollout.opponents(agent), game.sessions[name], agent.trains)
+            for name, agent in agents.items()
+            if agent.function is None
+        ]
+
+    def _conversation(
+        self, model: Policy, session: EnvironmentSession | AgentSession, is_returned: bool
+    ) -> tuple[Policy, EpisodeConversation]:
+        progress = self._progress if is_returned else None
+        kind: Any = ChatDialogue if isinstance(model, EndpointPolicy) else EpisodeConversation
+        conversation = kind(session, model, self._rollout.sampling_of(model), progress)
+        if is_returned:
+            self.returned.append(conversation)
+        return model, conversation
 
 
 def check_validity(episodes: Sequence[Episode], max_share: float) -> None:
@@ -316,47 +306,30 @@ def expert_episodes(
     Raises:
         ValueError: If an environment has no expert, or `keep` accepts too few episodes.
     """
-    pool = EnvPool(entries(envs), threads=1)
     kept: list[Episode] = []
     tries = 20 * n if keep else n + 100
     error = ""
-    try:
+    with closing(EnvPool(entries(envs), threads=1)) as pool:
         for index, task in zip(*training_tasks(pool, tries, seed), strict=True):
-            if len(kept) >= n:
-                break
             for episode in _play_expert(pool, Request(index, task)):
                 if episode.valid and (keep is None or keep(episode)):
                     kept.append(episode if chat is None else chat.with_ids(episode))
                 error = error or str(episode.info.get("error", ""))
-    finally:
-        pool.close()
-    del kept[n:]
-    if len(kept) < n:
-        why = f"; the first failure: {error}" if error else ""
-        raise ValueError(f"experts: only {len(kept)} of {tries} episodes passed the filter, {n} were asked for{why}")
-    return kept
+            if len(kept) >= n:
+                return kept[:n]
+    why = f"; the first failure: {error}" if error else ""
+    raise ValueError(f"experts: only {len(kept)} of {tries} episodes passed the filter, {n} were asked for{why}")
 
 
 def _play_expert(pool: EnvPool, request: Request) -> list[Episode]:
     """The episodes of one request, played by the environment's expert; in a game, those of the policy's agents."""
     agents = pool.agents[request.entry]
+    sessions: list[EnvironmentSession | AgentSession]
     if agents:
-        game = GameRunner(pool, request.entry, dict.fromkeys(agents), request.seed, {})
-        dialogues = [Dialogue(pool, request, game.session(name), "expert", agent=name) for name in agents]
+        sessions = list(GameRunner(pool, request, dict.fromkeys(agents)).sessions.values())
     else:
-        dialogues = [Dialogue(pool, request, EnvironmentSession(pool, request), "expert")]
-    live = list(dialogues)
-    while live:
-        wishes = [(dialogue, dialogue.poll()) for dialogue in live]
-        live = [dialogue for dialogue, wish in wishes if not isinstance(wish, End)]
-        busy = [wish.ready for _, wish in wishes if isinstance(wish, Wait)]
-        for dialogue in [dialogue for dialogue, wish in wishes if isinstance(wish, Feed)]:
-            action = dialogue.session.expert()
-            if action is None:
-                where = f"environment {dialogue.episode.env_id} has no expert()"
-                raise ValueError(f"{where} for seed {request.seed}; collect with a policy, or give an episodes file")
-            dialogue.act(action)
-        if live and len(busy) == len(live):
-            wait(busy, return_when=FIRST_COMPLETED)
-    trained = {None} if not agents else {name for name, agent in agents.items() if agent.trains}
-    return [dialogue.episode for dialogue in dialogues if dialogue.episode.agent in trained]
+        sessions = [EnvironmentSession(pool, request)]
+    conversations = [ExpertConversation(session, "expert") for session in sessions]
+    BatchEngine(lambda rows: [([0], None)] * len(rows), Sampling()).run(conversations)
+    episodes = [conversation.episode for conversation in conversations]
+    return [episode for episode in episodes if episode.agent is None or agents[episode.agent].trains]

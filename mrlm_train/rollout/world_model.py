@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from mrlm_train.episodes.chat import Chat
 from mrlm_train.episodes.record import Episode
@@ -103,13 +105,13 @@ def evaluate(
     questions = [_Question(answer, policy.chat, progress) for answer in asked]
     with policy.engine(chosen) as engine:
         engine.run(iter(questions))
-    pairs = [(question.heard, answer.text) for question, answer in zip(questions, asked, strict=True)]
-    parts = [(heard.rpartition("\n[reward "), text.rpartition("\n[reward ")) for heard, text in pairs]
+    pairs = [(question.given, answer.text) for question, answer in zip(questions, asked, strict=True)]
+    parts = [(given.rpartition("\n[reward "), true.rpartition("\n[reward ")) for given, true in pairs]
     return {
         "n": len(asked),
-        "exact_match": sum(heard == text for heard, text in pairs) / len(pairs),
-        "observation_match": sum(heard[0] == text[0] for heard, text in parts) / len(parts),
-        "reward_match": sum(heard[2] == text[2] for heard, text in parts) / len(parts),
+        "exact_match": sum(given == true for given, true in pairs) / len(pairs),
+        "observation_match": sum(given[0] == true[0] for given, true in parts) / len(parts),
+        "reward_match": sum(given[2] == true[2] for given, true in parts) / len(parts),
         "perplexity": perplexity(policy, asked),
     }
 
@@ -121,20 +123,14 @@ def perplexity(policy: Policy, asked: list[Answer]) -> float:
     with decoding(model):
         for start in range(0, len(ordered), policy.rows):
             batch = ordered[start : start + policy.rows]
-            width = max(len(answer.context) + len(answer.said) for answer in batch)
-            ids_BT = torch.zeros((len(batch), width), dtype=torch.long)
-            counted_BT = torch.zeros((len(batch), width), dtype=torch.bool)
-            seen_BT = torch.zeros((len(batch), width), dtype=torch.long)
-            for b, answer in enumerate(batch):
-                whole = [*answer.context, *answer.said]
-                ids_BT[b, : len(whole)] = torch.tensor(whole)
-                counted_BT[b, len(answer.context) : len(whole)] = True
-                seen_BT[b, : len(whole)] = 1
-            ids_BT, counted_BT = ids_BT.to(model.device), counted_BT.to(model.device)
-            logits_BTV = model(input_ids=ids_BT, attention_mask=seen_BT.to(model.device)).logits[:, :-1].float()
-            log_probs_BT = torch.log_softmax(logits_BTV, -1).gather(-1, ids_BT[:, 1:, None])[..., 0]
-            total -= log_probs_BT[counted_BT[:, 1:]].double().sum().item()
-            count += int(counted_BT.sum())
+            ids = [torch.tensor([*answer.context, *answer.said]) for answer in batch]
+            labels = [torch.tensor([-100] * len(answer.context) + answer.said) for answer in batch]
+            ids_BT = pad_sequence(ids, batch_first=True).to(model.device)
+            labels_BT = pad_sequence(labels, batch_first=True, padding_value=-100).to(model.device)[:, 1:]
+            seen_BT = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True).to(model.device)
+            logits_BTV = model(input_ids=ids_BT, attention_mask=seen_BT).logits[:, :-1].float()
+            total += cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), reduction="sum").item()
+            count += sum(len(answer.said) for answer in batch)
     return math.exp(total / count)
 
 
@@ -147,7 +143,7 @@ class _Question:
     def __init__(self, answer: Answer, chat: Chat, progress: Callable[[], object] | None) -> None:
         self._answer, self._chat, self._progress = answer, chat, progress
         self._asked = False
-        self.heard = ""
+        self.given = ""
         self.budget = len(answer.said) + _ROOM
 
     def poll(self) -> Feed | End:
@@ -157,6 +153,6 @@ class _Question:
         return Feed(self._answer.context)
 
     def submit(self, ids: list[int], log_probs: list[float] | None) -> None:
-        self.heard = self._chat.action_text(ids)
+        self.given = self._chat.action_text(ids)
         if self._progress is not None:
             self._progress()

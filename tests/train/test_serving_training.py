@@ -1,7 +1,7 @@
 """A training run on served environments is the run on local ones, even when a server is killed under it."""
 
 import contextlib
-import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 
 from mrlm_envs.core import Reply  # noqa: E402
 from mrlm_train.commands import demo  # noqa: E402
+from mrlm_train.experiment import train as training  # noqa: E402
 from mrlm_train.grpo import GRPOConfig, GRPOTrainer  # noqa: E402
 from mrlm_train.rollout.environments import EnvEntry  # noqa: E402
 from tests.support.guessing import GuessNumber  # noqa: E402
@@ -123,25 +124,19 @@ def test_a_served_environment_without_splits_trains(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_demo_through_two_servers_gives_its_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = demo.tiny.build(0, 96, 2)
-    model.save_pretrained(tmp_path / "tiny")
-    tokenizer.save_pretrained(tmp_path / "tiny")
-    recipe = demo.Recipe(sft_steps=200, sft_stop=2.0, grpo_steps=15, curve_steps=1000)
-    sft = demo.sft_trainer(tmp_path / "tiny", demo.demonstrations(recipe, 0), tmp_path / "sft", 0, recipe)
-    sft.train()
-    sft.save_model(str(tmp_path / "start"))
+def test_the_demo_through_two_servers_gives_its_curve(tmp_path: Path) -> None:
+    steps = ("stages.0.training.max_steps=200", "stages.1.training.max_steps=15", "training.eval_steps=1000")
 
-    def curve(folder: Path) -> list[float]:
-        trainer = demo.grpo_trainer(tmp_path / "start", folder, 0, recipe)
-        trainer.train()
-        return [row["reward"] for row in trainer.state.log_history if "reward" in row]
+    def curve(folder: Path, *overrides: str) -> list[float]:
+        demo.prepare(folder, 0)
+        training.run(demo.load(folder, 0, (*steps, *overrides)))
+        rows = [json.loads(line) for line in (folder / "stage-2-grpo" / "metrics.jsonl").read_text().splitlines()]
+        return [row["reward"] for row in rows if "reward" in row]
 
     local = curve(tmp_path / "local")
     with spawned(2, "--allow-kwargs", "*", environments="math") as servers:
         address = ",".join(address for _, address in servers)
-        monkeypatch.setattr(demo, "ENVIRONMENT", dataclasses.replace(demo.ENVIRONMENT, address=address))
-        served = curve(tmp_path / "served")
+        served = curve(tmp_path / "served", f"envs.0.address={address}")
     assert len(local) == 15 and local[-1] > 0.02
     assert served == pytest.approx(local, abs=1e-6)
 

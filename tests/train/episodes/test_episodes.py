@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerFast
 from mrlm_train import tiny
 from mrlm_train.episodes.record import (
     Episode,
-    append,
     check_tokenizer,
     groups,
     jsonable,
@@ -80,12 +79,6 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
         write(path, failing())
     assert [e.seed for e in read(path)] == [0, 1, 2]
     assert os.listdir(path.parent) == ["episodes.jsonl"]
-
-
-def test_appended_episodes_come_after_the_others(tmp_path: Path) -> None:
-    path = tmp_path / "episodes.jsonl"
-    assert append(path, some(2)) == 2 and append(path, some(1)) == 1
-    assert [e.seed for e in read(path)] == [0, 1, 0]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Self-play: games of several agents as PettingZoo has them, each seat an Episode of its own, and training on them."""
+"""Self-play: games of several agents as PettingZoo has them, each agent an Episode of its own, and training on them."""
 
 import sys
 import threading
@@ -114,7 +114,7 @@ def test_the_number_game_is_zero_sum_and_ends_in_pettingzoo_s_own_loop(words: st
     assert returns["first"] == (-1.0 if words == "illegal" else 1.0) or words == "careless"
 
 
-def test_each_seat_of_a_game_in_turns_is_a_token_exact_episode() -> None:
+def test_each_agent_of_a_game_in_turns_is_a_token_exact_episode() -> None:
     first, second = play(scripted(say("1", "2", "1")), GAME)
     assert (first.agent, second.agent) == ("first", "second")
     assert sorted((first.reward, second.reward)) == [-1.0, 1.0] and first.success != second.success
@@ -151,7 +151,7 @@ def test_the_turn_based_and_the_simultaneous_debate_are_the_same_game() -> None:
         assert one.prompt_ids == other.prompt_ids and one.info["success"] == other.info["success"]
 
 
-def test_a_seat_whose_budget_is_spent_falls_silent_and_bears_the_outcome() -> None:
+def test_an_agent_whose_budget_is_spent_falls_silent_and_bears_the_outcome() -> None:
     sampling = Sampling(max_turn_tokens=4, max_episode_tokens=4)
     envs = talk({"a": 3, "b": 3}, {"b": polite})
     [a] = play(scripted(lambda turn: TOKENIZER.encode("hello")), envs, sampling)
@@ -170,7 +170,7 @@ def test_an_endless_game_in_which_nobody_can_speak_any_more_is_stopped() -> None
 
 
 @pytest.mark.parametrize("break_at", [0, 2])
-def test_a_game_that_breaks_makes_all_its_seats_invalid_and_no_other_game(break_at: int) -> None:
+def test_a_game_that_breaks_makes_all_its_agents_invalid_and_no_other_game(break_at: int) -> None:
     envs = [talk({"a": 2, "b": 3}, break_at=break_at), talk({"a": 2, "b": 3})]
     played = play(scripted(say("yes")), envs, seeds=2) if break_at else play(scripted(say("yes")), envs)
     half = len(played) // 2
@@ -193,7 +193,7 @@ def test_a_step_of_a_game_that_hangs_ends_it_for_all_its_agents_without_a_reward
     assert one.valid and other.valid and one.stop_reason != "step_timeout"
 
 
-def test_a_reward_function_sees_each_seat_s_own_conversation() -> None:
+def test_a_reward_function_sees_each_agent_s_own_conversation() -> None:
     envs = EnvEntry("Talk", {"rounds": {"a": 2, "b": 2}}, make=Talk, agents={}, reward=lambda m, r, i: len(m) + r / 10)
     assert [e.turn_rewards for e in play(scripted(say("yes")), envs)] == [[4.3, 6.3]] * 2
 
@@ -216,7 +216,7 @@ def test_a_frozen_model_plays_with_its_own_weights_and_gives_no_episodes(tmp_pat
 
 
 @pytest.mark.parametrize("engine", ["slot", "turn"])
-def test_a_seat_s_tokens_do_not_depend_on_who_shares_its_batch(engine: str) -> None:
+def test_an_agent_s_tokens_do_not_depend_on_who_shares_its_batch(engine: str) -> None:
     sampling = Sampling(max_turn_tokens=5, max_episode_tokens=300)
     few = play(tiny_policy(engine_name=engine, rows=2), talk({"a": 3, "b": 3}), sampling, seeds=5)
     many = play(tiny_policy(rows=64), talk({"a": 3, "b": 3}), sampling, seeds=5)
@@ -278,7 +278,7 @@ def test_without_pettingzoo_a_game_says_what_to_install(monkeypatch: pytest.Monk
         EnvPool(entries("mrlm_envs.debate:parallel_env"))
 
 
-def test_experts_of_a_game_play_every_seat() -> None:
+def test_experts_of_a_game_play_every_agent() -> None:
     for episode in expert_episodes(GAME, 7, seed=2):
         assert episode.agent in ("first", "second") and episode.valid and episode.policy == "expert"
         said = [m["content"] for m in episode.messages if m["role"] == "assistant"]
@@ -286,21 +286,21 @@ def test_experts_of_a_game_play_every_seat() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=30))
-def test_every_row_is_filled_by_one_seat_of_its_own_task(tasks: list[tuple[int, int]]) -> None:
-    seats = [entry + 1 for entry, _ in tasks]  # entry 0 is no game, 1 has two seats, 2 three
-    shares = rows_by_request(tasks, seats)
+def test_every_row_is_filled_by_one_agent_of_its_own_task(tasks: list[tuple[int, int]]) -> None:
+    agents = [entry + 1 for entry, _ in tasks]  # entry 0 is no game, 1 has two agents, 2 three
+    shares = rows_by_request(tasks, agents)
     assert [row for share in shares for row in share] == list(range(len(tasks)))
     played = [
-        Episode(str(tasks[share[0]]), agent=f"{number}.{seat}")
+        Episode(str(tasks[share[0]]), agent=f"{number}.{agent}")
         for number, share in enumerate(shares)
-        for seat in range(seats[share[0]])
+        for agent in range(agents[share[0]])
     ]
-    filled = episode_by_row(played, shares, seats)
+    filled = episode_by_row(played, shares, agents)
     assert [episode.env_id for episode in filled] == [str(task) for task in tasks]
     assert len({episode.agent for episode in filled}) == len(tasks)
 
 
-def test_a_baseline_is_the_running_mean_of_its_seat() -> None:
+def test_a_baseline_is_the_running_mean_of_its_agent() -> None:
     baselines: dict[str, float] = {}
     update_baselines(baselines, [("a", 1.0), ("a", 0.0), ("b", -1.0)], decay=0.9)
     assert baselines == {"a": 0.5, "b": -1.0}
@@ -328,7 +328,7 @@ def ppo(path: Path, agents: Mapping[str, Any] | None = None, **changes: Any) -> 
     return PPOTrainer(tiny_model(), talk({"a": 2, "b": 1}, agents), args, processing_class=TOKENIZER)
 
 
-def test_grpo_measures_a_seat_against_its_own_mean_return_and_not_its_group_s(tmp_path: Path) -> None:
+def test_grpo_measures_an_agent_against_its_own_mean_return_and_not_its_group_s(tmp_path: Path) -> None:
     trainer = grpo(tmp_path, max_steps=1)
     batches: list[dict[str, Any]] = []
     inner = trainer._compute_loss
@@ -336,16 +336,16 @@ def test_grpo_measures_a_seat_against_its_own_mean_return_and_not_its_group_s(tm
     trainer.train()
     assert [e.agent for e in trainer.episodes] == ["a", "b"] * 4
     assert len({e.seed for e in trainer.episodes[:4]}) == 1  # a group: two games of one seed
-    for seat in ("a", "b"):
-        rewards = [e.reward for e in trainer.episodes if e.agent == seat]
-        assert trainer.baselines[f"Talk/{seat}"] == pytest.approx(sum(rewards) / 4)
-    wanted = {e.reward - trainer.baselines[e.seat] for e in trainer.episodes}
+    for agent in ("a", "b"):
+        rewards = [e.reward for e in trainer.episodes if e.agent == agent]
+        assert trainer.baselines[f"Talk/{agent}"] == pytest.approx(sum(rewards) / 4)
+    wanted = {e.reward - trainer.baselines[e.label] for e in trainer.episodes}
     assert {round(float(v), 4) for v in batches[0]["advantages"]} == {round(v, 4) for v in wanted}
     row = trainer.state.log_history[0]
     assert row["baseline/Talk/a"] == trainer.baselines["Talk/a"] and "reward/Talk/b" in row and "success/Talk/b" in row
 
 
-def test_ppo_measures_returns_from_the_mean_of_the_seat(tmp_path: Path) -> None:
+def test_ppo_measures_returns_from_the_mean_of_the_agent(tmp_path: Path) -> None:
     trainer = ppo(tmp_path, max_steps=1, whiten_advantages=False, gae_lambda=1.0)
     scored: list[dict[str, Any]] = []
     inner = trainer.score
@@ -355,7 +355,7 @@ def test_ppo_measures_returns_from_the_mean_of_the_seat(tmp_path: Path) -> None:
     assert [e.seed for e in trainer.episodes[::2]] == [e.seed for e in trainer.episodes[1::2]]
     assert len({e.seed for e in trainer.episodes}) == 4
     for b, episode in enumerate(trainer.episodes):  # the critic is still 0: the first return is what the mean leaves
-        wanted = episode.reward - trainer.baselines[episode.seat]
+        wanted = episode.reward - trainer.baselines[episode.label]
         assert float(scored[0]["returns"][b, 0]) == pytest.approx(wanted, abs=1e-4)
 
 
@@ -459,13 +459,13 @@ def test_a_checkpoint_without_the_past_copies_is_one_line(tmp_path: Path) -> Non
         grpo(tmp_path, {"b": "past"}, **saving).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
-def test_evaluation_tells_the_seats_apart() -> None:
-    seats = [EnvEntry(GAME, agents={seat: f"{MODULE}:perfect"}) for seat in ("first", "second")]
-    figures = evaluate(scripted(say("1")), [*seats, GAME], n=20, sampling=LARGE)
+def test_evaluation_tells_the_agents_apart() -> None:
+    agents = [EnvEntry(GAME, agents={agent: f"{MODULE}:perfect"}) for agent in ("first", "second")]
+    figures = evaluate(scripted(say("1")), [*agents, GAME], n=20, sampling=LARGE)
     names = {f"{GAME}/second", f"{GAME}#2/first", f"{GAME}#3/first", f"{GAME}#3/second"}
     assert figures["n"] == 80 and set(figures["environments"]) == names
     itself = evaluate(scripted(say("1")), GAME, n=20, sampling=LARGE)
-    first, second = (itself["environments"][f"{GAME}/{seat}"] for seat in ("first", "second"))
+    first, second = (itself["environments"][f"{GAME}/{agent}"] for agent in ("first", "second"))
     assert first["success"] + second["success"] == 1.0 and first["reward"] == -second["reward"]
 
 
