@@ -27,6 +27,7 @@ import copy
 import hashlib
 import inspect
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -35,7 +36,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from mrlm_envs.spaces import Unicode
-from mrlm_envs.tasks import SPLITS, in_split, nearest
+from mrlm_envs.tasks import SPLITS, Row, Source, Tasks, in_split, nearest
 
 Options = dict[str, Any]
 
@@ -97,8 +98,8 @@ class TextEnv(gymnasium.Env[str, str]):
     A subclass sets `system_prompt`, `reset_options` (the keys of `reset`'s `options` that it reads besides `task_id`;
     any other is refused) and `metadata` (`expert`: "always", "honest" or None; `deterministic`: whether
     `(kwargs, seed, actions)` replays to the same bytes), writes `begin` and `respond`, and, where it can, `expert`,
-    `state_key` and `cost_to_go`. `begin` and `respond` draw from `self.rng` only. A finite task source sets
-    `self.num_tasks` and does its own splitting.
+    `state_key` and `cost_to_go`. `begin` and `respond` draw from `self.rng` only. A finite task source
+    (`read_tasks`, `picked`) sets `self.num_tasks` and does its own splitting.
 
     Args:
         split: "train", "test" or "all".
@@ -114,6 +115,7 @@ class TextEnv(gymnasium.Env[str, str]):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "expert": None, "deterministic": True}
     system_prompt: str = ""
+    tasks: Tasks[Any] | None = None
     num_tasks: int | None = None
     reset_options: tuple[str, ...] = ()
     _gymnasium_generator: np.random.Generator | None = None
@@ -149,6 +151,18 @@ class TextEnv(gymnasium.Env[str, str]):
         self._is_open = False
         self._task_id, self.episode_seed = "", 0
         self._messages: list[tuple[str, str]] = []
+
+    def read_tasks(self, source: Source | None, parse: Callable[[Row, int, str], Any]) -> None:
+        """Take the tasks of a finite source (see `mrlm_envs.tasks.Tasks`), if there is one, into `self.tasks`."""
+        if source is not None:
+            self.tasks = Tasks(source, self.split, parse)
+            self.num_tasks = len(self.tasks)
+
+    def picked(self, options: Options) -> Any:
+        """The task of `self.tasks` that `reset`'s options name, else that of the episode seed; None without them."""
+        if self.tasks is None:
+            return None
+        return self.tasks.named(options["task_id"]) if "task_id" in options else self.tasks.at(self.episode_seed)
 
     def begin(self, options: Options) -> Opening:
         """Draw a task from `self.rng` (or take the one `options` names) and open the episode.

@@ -33,7 +33,7 @@ from mrlm_envs.code.tasks import problem
 from mrlm_envs.core import EnvFault, Opening, Options, Reply, TextEnv
 from mrlm_envs.sandbox import Limits, Sandbox, SandboxFault, SandboxUnavailable
 from mrlm_envs.sandbox.sandbox import Backend
-from mrlm_envs.tasks import Source, Tasks
+from mrlm_envs.tasks import Source
 from mrlm_envs.vector import TextVectorEnv
 
 _FENCE = re.compile(r"([ \t]*)(`{3,}(?=[^`]*$)|~{3,})\s*(\S*)")
@@ -94,19 +94,13 @@ class CodeEnv(TextEnv):
         self.kinds = tuple(kinds)
         self.reward, self.syntax_reward, self.feedback = reward, syntax_reward, feedback
         self.limits = Limits(timeout_s=float(timeout_s), memory_mb=memory_mb)
-        self.tasks = None if tasks is None else Tasks(tasks, self.split, problem)
-        self.num_tasks = None if self.tasks is None else len(self.tasks)
+        self.read_tasks(tasks, problem)
         self.backend: Backend = sandbox
         Sandbox.shared(sandbox).start()
         self.problem: Problem
 
     def begin(self, options: Options) -> Opening:
-        if self.tasks is None:
-            self.problem = generate(self.rng, self.kinds, self.difficulty)
-        elif "task_id" in options:
-            self.problem = self.tasks.named(options["task_id"])
-        else:
-            self.problem = self.tasks.at(self.episode_seed)
+        self.problem = self.picked(options) or generate(self.rng, self.kinds, self.difficulty)
         self.syntax_is_paid = False
         return Opening(self.problem.prompt, task_id=self.problem.task_id, info=self.problem.drawn_as)
 

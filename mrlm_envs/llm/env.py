@@ -53,7 +53,7 @@ from typing import Any, ClassVar
 
 from mrlm_envs.core import Opening, Options, Reply, TextEnv
 from mrlm_envs.llm.client import Unanswered, closed_object, quoted, sayable, shared_client
-from mrlm_envs.tasks import Row, Source, Tasks
+from mrlm_envs.tasks import Row, Source
 from mrlm_envs.vector import TextVectorEnv
 
 MAX_HEARD = 8_000  # characters of one message that the model and the judge get to see
@@ -150,8 +150,7 @@ class LLMEnv(TextEnv):
         **kwargs: Any,
     ) -> None:
         super().__init__(max_turns=max_turns, **kwargs)
-        self.scenarios = Tasks(scenarios, self.split, scenario)
-        self.num_tasks = len(self.scenarios)
+        self.read_tasks(scenarios, scenario)
         self.client = shared_client(llm)
         self.judge = self.client if judge is None else shared_client(judge)
         self._default_turns = max_turns
@@ -159,8 +158,7 @@ class LLMEnv(TextEnv):
         self.heard: list[tuple[str, str]] = []  # (speaker, message) so far
 
     def begin(self, options: Options) -> Opening:
-        named = options.get("task_id")
-        self.scenario = self.scenarios.at(self.episode_seed) if named is None else self.scenarios.named(named)
+        self.scenario = self.picked(options)
         self.max_turns = self.scenario.max_turns or self._default_turns
         self.heard = []
         opening = self.scenario.opening or self._world_says()[0]

@@ -27,7 +27,7 @@ from mrlm_envs.core import Opening, Options, Reply, TextEnv
 from mrlm_envs.math.generators import Draw
 from mrlm_envs.math.tasks import KINDS, Problem, check_range, draw_problem, problem, warn_if_few
 from mrlm_envs.math.verify import find_answer, grade
-from mrlm_envs.tasks import Source, Tasks
+from mrlm_envs.tasks import Source
 from mrlm_envs.vector import TextVectorEnv
 
 
@@ -60,20 +60,14 @@ class MathEnv(TextEnv):
         self.kinds = tuple(KINDS if kinds is None else kinds)
         self.difficulty = check_range(self.kinds, difficulty)
         self.format_reward = format_reward
-        self.tasks = None if tasks is None else Tasks(tasks, self.split, problem)
+        self.read_tasks(tasks, problem)
         if self.tasks is None:
             warn_if_few(self.kinds, self.difficulty, self.split)
-        self.num_tasks = None if self.tasks is None else len(self.tasks)
         self.problem: Problem
         self._random = Draw(self.rng)
 
     def begin(self, options: Options) -> Opening:
-        if self.tasks is None:
-            self.problem = draw_problem(self._random, self.kinds, self.difficulty)
-        elif "task_id" in options:
-            self.problem = self.tasks.named(options["task_id"])
-        else:
-            self.problem = self.tasks.at(self.episode_seed)
+        self.problem = self.picked(options) or draw_problem(self._random, self.kinds, self.difficulty)
         self.format_is_paid = False
         return Opening(self.problem.question, self.problem.task_id, info=self.problem.drawn_as)
 

@@ -45,7 +45,7 @@ from mrlm_envs.sandbox import Sandbox, SandboxFault, SandboxUnavailable
 from mrlm_envs.sandbox.sandbox import Backend
 from mrlm_envs.sql import execute, parsing, schemas
 from mrlm_envs.sql.questions import KINDS, Question, generate
-from mrlm_envs.tasks import Row, Source, Tasks, check_range
+from mrlm_envs.tasks import Row, Source, check_range
 from mrlm_envs.vector import TextVectorEnv
 
 _MAX_CELL = 60  # characters of a value in a preview
@@ -112,17 +112,13 @@ class SQLEnv(TextEnv):
         self.reward, self.feedback, self.preview_rows = reward, feedback, preview_rows
         self.timeout_s, self.memory_mb = float(timeout_s), memory_mb
         self.backend: Backend = sandbox
-        self.tasks = None if tasks is None else Tasks(tasks, self.split, _parser(str(databases)))
-        self.num_tasks = None if self.tasks is None else len(self.tasks)
+        self.read_tasks(tasks, _parser(str(databases)))
         Sandbox.shared(sandbox).start()
         self.question: Question
 
     def begin(self, options: Options) -> Opening:
-        if self.tasks is None:
-            self.question = generate(self.rng, self.kinds, self.schemas)
-        else:
-            row = self.tasks.named(options["task_id"]) if "task_id" in options else self.tasks.at(self.episode_seed)
-            self.question = self._judged(row)
+        row = self.picked(options)
+        self.question = self._judged(row) if row else generate(self.rng, self.kinds, self.schemas)
         hint = f"\nHint: {self.question.evidence}" if self.question.evidence else ""
         text = f"Schema:\n{self.question.schema}\n\nQuestion: {self.question.text}{hint}"
         return Opening(text, self.question.task_id, info=self.question.drawn_as)

@@ -63,7 +63,7 @@ from gymnasium.utils import EzPickle
 from mrlm_envs import answers
 from mrlm_envs.core import Opening, Options, Reply, TextEnv
 from mrlm_envs.sandbox.sandbox import Backend
-from mrlm_envs.tasks import Source, Tasks, check_range
+from mrlm_envs.tasks import Source, check_range
 from mrlm_envs.tools.calls import FORMATS, HOW, Call, Entry, Malformed, parse, render
 from mrlm_envs.tools.filesystem import VirtualFiles
 from mrlm_envs.tools.registry import Outcome
@@ -128,8 +128,7 @@ class ToolUseEnv(TextEnv, EzPickle):
         super().__init__(max_turns=max_turns, **kwargs)
         self.call_format, self.max_calls_per_turn = call_format, max_calls_per_turn
         self.extra_call_cost, self.show_tools = extra_call_cost, show_tools
-        self.tasks = None if tasks is None else Tasks(tasks, self.split, task)
-        self.num_tasks = None if self.tasks is None else len(self.tasks)
+        self.read_tasks(tasks, task)
         self.kinds, chosen = _choose(kinds, tools, tasks is not None, corpus is not None)
         self.difficulty = check_range(self.kinds or tuple(KINDS), difficulty, KINDS, HIGHEST)
         self.files = VirtualFiles()
@@ -142,12 +141,7 @@ class ToolUseEnv(TextEnv, EzPickle):
         self.task: Task
 
     def begin(self, options: Options) -> Opening:
-        if self.tasks is None:
-            self.task = self._generate()
-        elif "task_id" in options:
-            self.task = self.tasks.named(options["task_id"])
-        else:
-            self.task = self.tasks.at(self.episode_seed)
+        self.task = self.picked(options) or self._generate()
         self.calls = 0
         self.files.fill(self.task.files)
         self.registry.reset(self.episode_seed)
