@@ -99,17 +99,9 @@ def scenario(row: Row, number: int, source: str) -> Scenario:
     turns = row.get("max_turns")
     if turns is not None and (isinstance(turns, bool) or not isinstance(turns, int) or turns < 1):
         raise ValueError(f"{where}: field 'max_turns' must be an integer of at least 1, got {turns!r}")
-    return Scenario(
-        task_id=row["id"],
-        world=row["world"],
-        goal=row["goal"],
-        agent=row.get("agent") or "",
-        opening=row.get("opening") or "",
-        end=row.get("end") or "",
-        max_turns=turns,
-        success=_rule(row, "success", where),
-        failure=_rule(row, "failure", where),
-    )
+    texts = {name: row.get(name) or "" for name in ("world", "goal", "agent", "opening", "end")}
+    success, failure = (_rule(row, name, where) for name in ("success", "failure"))
+    return Scenario(row["id"], max_turns=turns, success=success, failure=failure, **texts)
 
 
 def _rule(row: Row, name: str, where: str) -> tuple[str, re.Pattern[str]] | None:

@@ -34,11 +34,11 @@ class Quantity(NamedTuple):
 
 # Typography ----------------------------------------------------------------------------------------------------------
 
-_TABLES = packaged(__file__, "quantity.yaml")
+TABLES = packaged(__file__, "quantity.yaml")
 _CHARACTERS = {c: chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)}  # full-width ASCII
-_CHARACTERS |= {ord(c): plain for plain, characters in _TABLES["look_alikes"].items() for c in characters}
-_CHARACTERS |= {ord(pair[0]): f" {pair[1:]}" for pair in _TABLES["fractions"].split()}
-_CHARACTERS |= {ord(pair[0]): rf"\{pair[1:]} " for pair in _TABLES["commands"].split()}
+_CHARACTERS |= {ord(c): plain for plain, characters in TABLES["look_alikes"].items() for c in characters}
+_CHARACTERS |= {ord(pair[0]): f" {pair[1:]}" for pair in TABLES["fractions"].split()}
+_CHARACTERS |= {ord(pair[0]): rf"\{pair[1:]} " for pair in TABLES["commands"].split()}
 _RAISED = {ord(c): plain for c, plain in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")}
 _LOWERED = {ord(c): str(i) for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")}
 _SUPERSCRIPT = re.compile("⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
@@ -53,7 +53,7 @@ _TEXT = re.compile(r"\\(?:text|textnormal|textbf|textrm|textsf|textit|mathrm|mat
 _WORD = re.compile(r"\\(?:text|textnormal|textrm|mathrm|mbox)\s?\{ ?([a-z]{2,3}) ?\}")
 _FRAC = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _SHORT_FRAC = re.compile(r"\\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})")
-_SPELLINGS = [(re.compile(pattern), put) for pattern, put in _TABLES["spellings"]]
+_SPELLINGS = [(re.compile(pattern), put) for pattern, put in TABLES["spellings"]]
 _DELIMITERS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`")]
 
 
@@ -103,14 +103,14 @@ def _brace_frac(match: re.Match[str]) -> str:
 
 _UNITS: dict[str, tuple[str, Fraction]] = {
     name: (dimension, Fraction(size))
-    for dimension, sizes in _TABLES["units"].items()
+    for dimension, sizes in TABLES["units"].items()
     for size, names in sizes.items()
     for name in names.split()
 }
-_NUMBER_WORDS = {word: i for i, word in enumerate(_TABLES["numbers"].split())}
-_NUMBER_WORDS |= {word: 10 * i for i, word in enumerate(_TABLES["tens"].split(), start=2)}
-_SCALES = {word: Fraction(factor) for word, factor in _TABLES["scales"].items()}
-_NOT_UNITS = frozenset(_TABLES["no_units"].split()) | _NUMBER_WORDS.keys() | _SCALES.keys()
+_NUMBER_WORDS = {word: i for i, word in enumerate(TABLES["numbers"].split())}
+_NUMBER_WORDS |= {word: 10 * i for i, word in enumerate(TABLES["tens"].split(), start=2)}
+_SCALES = {word: Fraction(factor) for word, factor in TABLES["scales"].items()}
+_NOT_UNITS = frozenset(TABLES["no_units"].split()) | _NUMBER_WORDS.keys() | _SCALES.keys()
 _UNIT_PART = re.compile(
     r"(?:(square|sq|cubic|cu)\.?\s+)?([^\d^]+?)(?:\s*\^\s*\{?([23])\}?|\s+(squared|cubed))?", re.IGNORECASE
 )

@@ -32,7 +32,7 @@ from functools import lru_cache
 
 from mrlm_envs import answers
 from mrlm_envs.math import symbolic
-from mrlm_envs.math.quantity import Quantity, agree, clean, quantity, unit
+from mrlm_envs.math.quantity import TABLES, Quantity, agree, clean, quantity, unit
 from mrlm_envs.math.structure import (
     Collection,
     collection,
@@ -61,8 +61,7 @@ _BASED = re.compile(r"([0-9A-Za-z]+)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 _TRAILING_UNIT = re.compile(r"(.*[^\s])(?: ([A-Za-z]{2,}[A-Za-z ./]{0,30}(?:\^\s*\{?[23]\}?)?)|\s*([°%]))")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _WORD = re.compile(r"[A-Za-z]{2,}")
-_NAMES = "sqrt|pi|theta|alpha|beta|arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|log|ln|exp"
-_FUNCTIONS = frozenset(_NAMES.split("|")) | {"cot", "sec", "csc", "begin", "end"}
+_FUNCTIONS = frozenset(TABLES["functions"].split())
 _BOMB = re.compile(
     r"\d{4,}\s*\}?\s*!|!\s*\)?\s*!"  # 99999999!, (9!)!
     r"|\^\s*\{?\s*[-+(]?\s*\d{5,}|\^\s*\{?\s*\d+(?:\.\d+)?\s*!"  # x^{99999}, 9^{9!}
@@ -70,18 +69,7 @@ _BOMB = re.compile(
     r"|\\(?:sum|prod|int|lim|binom|bigcup|operatorname)|\d{40,}"
     r"|(?:\\sqrt\s*(?:\[[^\]]{0,20}\]\s*)?\{?\s*){5,}"
 )
-_TO_LATEX = [
-    (re.compile(pattern), put)
-    for pattern, put in [
-        (rf"(?<![\\A-Za-z])({_NAMES})", r"\\\1 "),
-        (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"\\sqrt\s+(\d+|[A-Za-z])", r"\\sqrt{\1}"),
-        (r"\^\s*\(([^()]*)\)", r"^{\1}"),
-        (r"\^\s*(-\d+|\d{2,})", r"^{\1}"),
-        (r"\*", r"\\cdot "),
-        (r"(?<![\\A-Za-z])([a-z]) (?=[a-z](?![A-Za-z]))", r"\1"),  # math-verify takes the h of `r h` for hours
-    ]
-]
+_TO_LATEX = [(re.compile(pattern), put) for pattern, put in TABLES["latex"]]
 
 
 def grade(reply: str, gold: str) -> bool:

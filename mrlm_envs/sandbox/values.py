@@ -102,7 +102,8 @@ def type_name(kind: type) -> str:
     return name[:80] if type(name) is str else "object"
 
 
-_TAGS: dict[type, str] = {list: "l", tuple: "t", set: "s", frozenset: "z", dict: "d"}
+_KINDS: dict[str, type] = {"l": list, "t": tuple, "s": set, "z": frozenset}
+_TAGS: dict[type, str] = {kind: tag for tag, kind in _KINDS.items()} | {dict: "d"}
 
 # How a subclass becomes its base type without asking the subclass anything. Booleans have no subclasses.
 _BASES: list[tuple[type, Callable[[Any], Any]]] = [
@@ -147,16 +148,13 @@ def _decode(wire: Any, resolve: Callable[[str, Any], Any], depth: int) -> Any:
     if kind is not list:
         raise ValueRefused("a malformed value")
     tag = wire[0]
-    if tag in ("l", "t", "s", "z", "d") and depth >= MAX_DEPTH:
+    if (tag in _KINDS or tag == "d") and depth >= MAX_DEPTH:
         raise ValueRefused(f"the value nests deeper than {MAX_DEPTH} levels")
-    if tag == "l":
-        return [_decode(item, resolve, depth + 1) for item in wire[1:]]
-    if tag == "t":
-        return tuple([_decode(item, resolve, depth + 1) for item in wire[1:]])
-    if tag == "s" or tag == "z":
+    if tag in _KINDS:
         items = [_decode(item, resolve, depth + 1) for item in wire[1:]]
-        _check_hashes(items)
-        return set(items) if tag == "s" else frozenset(items)
+        if tag == "s" or tag == "z":
+            _check_hashes(items)
+        return items if tag == "l" else _KINDS[tag](items)
     if tag == "d":
         pairs = [(_decode(k, resolve, depth + 1), _decode(v, resolve, depth + 1)) for k, v in wire[1:]]
         _check_hashes([k for k, _ in pairs])
