@@ -45,27 +45,12 @@ from mrlm_envs.tasks import in_split
 
 __all__ = ["KINDS", "Problem", "check_range", "generate", "problem"]
 
-KINDS: dict[str, Kind] = {
-    make.__name__: make
-    for make in (
-        generators.addition,
-        generators.subtraction,
-        generators.multiplication,
-        generators.division,
-        generators.arithmetic,
-        generators.fractions,
-        percentages,
-        sequences,
-        algebra.linear_equations,
-        algebra.quadratic_equations,
-        algebra.inequalities,
-        algebra.systems,
-        geometry,
-        number_theory,
-        word_problems,
-        multi_step,
-    )
-}
+_GENERATORS: list[Kind] = [
+    generators.addition, generators.subtraction, generators.multiplication, generators.division, generators.arithmetic,
+    generators.fractions, percentages, sequences, algebra.linear_equations, algebra.quadratic_equations,
+    algebra.inequalities, algebra.systems, geometry, number_theory, word_problems, multi_step,
+]  # fmt: skip
+KINDS = {make.__name__: make for make in _GENERATORS}
 """Every generator by name."""
 
 FEW = 200

@@ -15,15 +15,6 @@ from mrlm_envs.sandbox.sandbox import InterpreterSession, Sandbox
 from mrlm_envs.sandbox.values import Opaque
 
 __all__ = [
-    "Answer",
-    "Failure",
-    "InterpreterSession",
-    "Limits",
-    "Opaque",
-    "Program",
-    "Result",
-    "Sandbox",
-    "SandboxFault",
-    "SandboxUnavailable",
-    "printable",
-]
+    "Answer", "Failure", "InterpreterSession", "Limits", "Opaque", "Program", "Result", "Sandbox", "SandboxFault",
+    "SandboxUnavailable", "printable",
+]  # fmt: skip

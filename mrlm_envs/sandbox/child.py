@@ -313,13 +313,9 @@ class _Remote(values.Opaque):
 
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
-    ".getattr": getattr,
-    ".setattr": setattr,
-    ".iter": iter,
-    ".next": next,
-    ".len": len,
+    ".getattr": getattr, ".setattr": setattr, ".iter": iter, ".next": next, ".len": len,
     ".getitem": operator.getitem,
-}
+}  # fmt: skip
 """What a test may do with an object of the program; no function of a program has a name with a dot."""
 
 _REBUILT = {

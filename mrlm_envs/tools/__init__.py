@@ -21,15 +21,6 @@ from mrlm_envs.tools.calls import FORMATS, Call, Malformed, parse, render
 from mrlm_envs.tools.registry import Outcome, Tool, ToolError, ToolRegistry, Toolset, tool
 
 __all__ = [
-    "FORMATS",
-    "Call",
-    "Malformed",
-    "Outcome",
-    "Tool",
-    "ToolError",
-    "ToolRegistry",
-    "Toolset",
-    "parse",
-    "render",
+    "FORMATS", "Call", "Malformed", "Outcome", "Tool", "ToolError", "ToolRegistry", "Toolset", "parse", "render",
     "tool",
-]
+]  # fmt: skip
