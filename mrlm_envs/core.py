@@ -38,6 +38,7 @@ from gymnasium.error import ResetNeeded
 from mrlm_envs.spaces import Unicode
 from mrlm_envs.tasks import SPLITS, Row, Source, Tasks, in_split, nearest
 
+Info = dict[str, Any]
 Options = dict[str, Any]
 
 MAX_OBSERVATION = 65_536  # characters; a longer observation is truncated, and says so
@@ -233,14 +234,8 @@ class TextEnv(gymnasium.Env[str, str]):
         text = _clip(opening.text)
         self._messages = [("user", text)]
         self._is_open = True
-        info: dict[str, Any] = {
-            "task_id": opening.task_id,
-            "seed": seed,
-            "turn": 0,
-            "role": "user",
-            "system": self.system_prompt,
-            **opening.info,
-        }
+        info: Info = {"task_id": opening.task_id, "seed": seed, "turn": 0, "role": "user", "system": self.system_prompt}
+        info |= opening.info
         if opening.tools is not None:
             info["tools"] = copy.deepcopy(opening.tools)  # the agent may edit what it gets
         return text, info
@@ -309,12 +304,7 @@ class TextEnv(gymnasium.Env[str, str]):
         action = clean(action[: self.max_length])
         self.turn += 1
         self._messages.append(("assistant", action))
-        info: dict[str, Any] = {
-            "task_id": self._task_id,
-            "seed": self.episode_seed,
-            "turn": self.turn,
-            "action_valid": True,
-        }
+        info: Info = {"task_id": self._task_id, "seed": self.episode_seed, "turn": self.turn, "action_valid": True}
         try:
             reply = self.respond(action)
         except EnvFault as fault:
@@ -324,16 +314,13 @@ class TextEnv(gymnasium.Env[str, str]):
             self._messages.append(("user", text))
             return text, 0.0, False, True, info
         _expect(reply, Reply, f"{type(self).__name__}.respond", "Reply(text, rewards, done, success)")
-        info["role"] = reply.role
-        info["rewards"] = dict(reply.rewards)
+        info |= {"role": reply.role, "rewards": dict(reply.rewards)}
         terminated = reply.done or self.turn >= self.max_turns
         if terminated:
             self._is_open = False
-            info["success"] = reply.success
-            info["valid"] = True
-            info["stop_reason"] = "max_turns" if not reply.done else "success" if reply.success else "failure"
-        if reply.info:
-            info |= reply.info
+            reason = "max_turns" if not reply.done else "success" if reply.success else "failure"
+            info |= {"success": reply.success, "valid": True, "stop_reason": reason}
+        info |= reply.info
         text = _clip(reply.text)
         self._messages.append((reply.role, text))
         return text, float(sum(reply.rewards.values())), terminated, False, info

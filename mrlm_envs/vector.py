@@ -143,13 +143,10 @@ class TextVectorEnv(VectorEnv[Observations, Sequence[str], NDArray[Any]]):
         over = [i for i in indices if self._is_done[i]]
         if over and self.autoreset_mode is AutoresetMode.DISABLED:
             raise ResetNeeded(f"members {over} are not in an episode; reset them with options['reset_mask']")
-        begun: dict[int, Info] = {}  # NEXT_STEP: this step only starts the next episode
-        if over:
-            begun = dict(zip(over, self._reset_members(over, [None] * len(over), None)))
-            stepped = [(i, action) for i, action in zip(indices, actions) if i not in begun]
-            results = iter(self._act([i for i, _ in stepped], [action for _, action in stepped]))
-        else:
-            results = iter(self._act(indices, actions))
+        # NEXT_STEP: for those that are over, this step only starts the next episode.
+        begun = dict(zip(over, self._reset_members(over, [None] * len(over), None)))
+        stepped = [(i, action) for i, action in zip(indices, actions) if i not in begun]
+        results = iter(self._act([i for i, _ in stepped], [action for _, action in stepped]))
         observations, rewards, terminated, truncated, infos = [], [], [], [], []
         ended: list[int] = []  # positions
         for position, i in enumerate(indices):

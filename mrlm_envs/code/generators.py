@@ -53,17 +53,10 @@ def generate(rng: np.random.Generator, kinds: tuple[str, ...], difficulty: tuple
         params = family.params(draw, level)
         source = f"def {name}({family.args}):\n{textwrap.indent(_filled(family.body, params), '    ')}\n"
         tests = _tests(draw, family, params, _compiled(source, name), level)
-    prompt = f"Write a function `{name}({family.args})`. {_filled(family.text, params)}"
     told = ",".join(f"{key}={value}" for key, value in sorted(params.items()) if f"${key}" in family.text)
-    return Problem(
-        task_id=f"{name}/{told}",
-        prompt=function_prompt(prompt, name, tests),
-        tests=tests,
-        entry_point=name,
-        compare=family.compare,
-        reference=source,
-        drawn_as={"kind": name, "difficulty": level},
-    )
+    prompt = function_prompt(f"Write a function `{name}({family.args})`. {_filled(family.text, params)}", name, tests)
+    drawn_as = {"kind": name, "difficulty": level}
+    return Problem(f"{name}/{told}", prompt, tests, name, family.compare, source, drawn_as=drawn_as)
 
 
 def _filled(text: str, params: Params) -> str:

@@ -79,9 +79,7 @@ def _function(row: Row, tests: Sequence[Row], task_id: str, where: str) -> Probl
             raise ValueError(f"{at}: 'args' must be a list and 'kwargs' an object")
         parsed.append(_checked(Test(tuple(args), dict(kwargs), test["expected"], public=bool(test.get("public"))), at))
     prompt = function_prompt(_field(row, "prompt", where, str), name, parsed)
-    return Problem(
-        task_id, prompt, _ordered(parsed), name, cast(Compare, compare), reference=str(row.get("reference") or "")
-    )
+    return Problem(task_id, prompt, _ordered(parsed), name, cast(Compare, compare), str(row.get("reference") or ""))
 
 
 def function_prompt(text: str, name: str, tests: Sequence[Test]) -> str:
@@ -136,17 +134,10 @@ def _human_eval(row: Row, task_id: str, where: str) -> Problem:
     prompt = _field(row, "prompt", where, str)
     reference = prompt + _field(row, "canonical_solution", where, str)
     text = f"Complete this function; answer with all of it in one Python block.\n\n```python\n{prompt.strip()}\n```"
-    return Problem(
-        task_id,
-        text,
-        (Test(code="check(candidate)"),),
-        name,
-        reference=reference,
-        prelude=prompt,
-        # Tests use the prompt's helpers, and HumanEval/33's even compares with the function itself: with the reference.
-        setup=f"{reference}\n\n{_field(row, 'test', where, str)}\n",
-        hosts={"candidate": name},
-    )
+    # Tests use the prompt's helpers, and HumanEval/33's even compares with the function itself: with the reference.
+    setup = f"{reference}\n\n{_field(row, 'test', where, str)}\n"
+    tests, hosts = (Test(code="check(candidate)"),), {"candidate": name}
+    return Problem(task_id, text, tests, name, reference=reference, prelude=prompt, setup=setup, hosts=hosts)
 
 
 def _mbpp(row: Row, task_id: str, where: str) -> Problem:
@@ -166,15 +157,9 @@ def _mbpp(row: Row, task_id: str, where: str) -> Problem:
     if row.get("test_setup_code"):
         prompt += f"\n\nThe tests are preceded by:\n{row['test_setup_code'].strip()}"
     tests = tuple(Test(code=code, public=i == 0) for i, code in enumerate(asserts))
-    return Problem(
-        f"mbpp/{task_id}" if task_id.isdigit() else task_id,
-        prompt,
-        tests,
-        names[0],
-        reference=reference,
-        setup="\n".join([*imports, setup]),
-        hosts={name: name for name in names},
-    )
+    task_id = f"mbpp/{task_id}" if task_id.isdigit() else task_id
+    setup, hosts = "\n".join([*imports, setup]), {name: name for name in names}
+    return Problem(task_id, prompt, tests, names[0], reference=reference, setup=setup, hosts=hosts)
 
 
 def _needed(reference: str, setup: str, asserts: Sequence[str]) -> tuple[list[str], list[str]]:
