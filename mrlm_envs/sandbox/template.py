@@ -1,18 +1,19 @@
-"""The process that sandboxes are forked from: clean, single-threaded, standard library only, started by path.
+"""The process that sandboxes are forked from: clean, single-threaded, standard library only.
 
-`template.py serve CONTROL OWNER SCRATCH` forks workers on request. A worker is locked into a scratch directory of its
-own and forks a child for each run. So the costly steps happen once a worker, and a child only installs its seccomp
-filter (under which nothing can fork). File descriptors arrive with the requests, on Unix sockets. A child stays
-unreaped until the owner no longer needs its pid. When the owner dies, everything here dies too, and the scratch
-directories are removed.
-`template.py once CHANNEL seccomp|bare MEMORY FILE CPU` is a single child with no template, for the other backends.
+`launch.py` starts it by its source, so that no frame shows our path; that path is its first argument. Then come:
+
+- `serve CONTROL OWNER SCRATCH`: it forks workers on request. A worker is locked into a scratch directory of its own and
+  forks a child for each run. So the costly steps happen once a worker, and a child only installs its seccomp filter
+  (under which nothing can fork). File descriptors arrive with the requests, on Unix sockets. A child stays unreaped
+  until the owner no longer needs its pid. When the owner dies, everything here dies too, and the scratch directories
+  are removed.
+- `once CHANNEL seccomp|bare MEMORY FILE CPU`: it is a single child with no template, for the other backends.
 """
 
 import _socket  # the bare C module: `socket` would double the template's size
 import array
 import gc
 import importlib
-import importlib.util
 import os
 import select
 import signal
@@ -31,12 +32,12 @@ _FORK_S = 5.0  # a program that used up the process ids is killed by its owner w
 
 
 def _load(name: str) -> types.ModuleType:
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name + ".py")
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+    """Another file of this folder, as a module that knows no path of ours once it is loaded."""
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__file__ = os.path.join(os.path.dirname(sys.argv[1]), name + ".py")
+    with open(module.__file__, encoding="utf-8") as file:
+        exec(compile(file.read(), name + ".py", "exec"), module.__dict__)
+    module.__file__ = name + ".py"
     return module
 
 
@@ -217,7 +218,7 @@ def once(channel: int, layers: str, memory: int, file: int, cpu_seconds: int) ->
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        serve(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    if sys.argv[2] == "serve":
+        serve(int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
     else:
-        once(int(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:7]))
+        once(int(sys.argv[3]), sys.argv[4], *map(int, sys.argv[5:8]))

@@ -202,6 +202,13 @@ def test_a_program_sees_no_path_of_ours():
     code = "import sys\ndef f(): return [sys.argv, sys.orig_argv, sys.executable, sys.modules['__main__'].__file__]"
     value = Sandbox.shared().run(code, [("f", [])]).values[0]
     assert value == [["solution.py"], ["python", "solution.py"], "", "solution.py"]
+    walk = (
+        "import sys\ndef f():\n    frame, seen = sys._getframe(), list(sys.modules.values())\n    while frame:\n"
+        "        seen += [frame.f_code, *frame.f_globals.values(), *frame.f_locals.values()]\n"
+        "        frame = frame.f_back\n"
+        "    return [repr(thing) + repr(getattr(thing, '__file__', '')) for thing in seen]"
+    )
+    assert not [text for text in Sandbox.shared().run(walk, [("f", [])]).values[0] if "mrlm_envs" in text]
 
 
 MBPP_ROWS = [
