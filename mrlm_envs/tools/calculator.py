@@ -102,7 +102,7 @@ def _thousands(text: str) -> str:
             continue
         in_call = bool(brackets) and brackets[-1]
         piece = text[start : token.end()]
-        pieces.append(piece if in_call else _THOUSANDS.sub(_joined, piece))
+        pieces.append(piece if in_call else _joined(piece))
         start = token.end()
         if token[0] == ")":
             if brackets:
@@ -110,11 +110,11 @@ def _thousands(text: str) -> str:
         else:
             brackets.append(token[0] != "(")
     rest = text[start:]
-    return "".join([*pieces, rest if brackets and brackets[-1] else _THOUSANDS.sub(_joined, rest)])
+    return "".join([*pieces, rest if brackets and brackets[-1] else _joined(rest)])
 
 
-def _joined(match: re.Match[str]) -> str:
-    return match[0].replace(",", "")
+def _joined(text: str) -> str:
+    return _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
 
 
 def _checked(value: Any) -> Any:
@@ -128,10 +128,7 @@ def _checked(value: Any) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ToolError("the value is too large, or not a number")
-    elif isinstance(value, Fraction):
-        if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
-            raise ToolError("the value is too large")
-    elif isinstance(value, int) and value.bit_length() > MAX_BITS:
+    elif isinstance(value, int | Fraction) and max(map(int.bit_length, value.as_integer_ratio())) > MAX_BITS:
         raise ToolError("the value is too large")
     return value
 
@@ -170,7 +167,7 @@ def _power(base: Number, exponent: Number) -> Number:
         base = Fraction(base)
         if abs(base) in (0, 1):
             return base ** (exponent if base == 0 else exponent % 2)
-        bits = max(base.numerator.bit_length(), base.denominator.bit_length()) - 1
+        bits = max(map(int.bit_length, base.as_integer_ratio())) - 1
         if bits * abs(exponent) <= MAX_BITS:
             return base**exponent
         if base.denominator == 1:
