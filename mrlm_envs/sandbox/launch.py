@@ -24,7 +24,7 @@ from mrlm_envs.sandbox.workspace import Workspace, hidden_directories, library_t
 _TEMPLATE = str(Path(__file__).with_name("template.py"))
 _RUN = "import sys; exec(compile(open(sys.argv[1], encoding='utf-8').read(), 'template.py', 'exec'))"
 _PYTHON_FLAGS = ["-s", "-P", "-S", "-B", "-X", "utf8"]
-_PYTHON = [sys.executable, *_PYTHON_FLAGS, "-c", _RUN, _TEMPLATE]
+_SCRIPT = [*_PYTHON_FLAGS, "-c", _RUN, _TEMPLATE]
 _HANDSHAKE_S = 20.0
 
 
@@ -242,7 +242,7 @@ class TemplateLauncher:
     def _begin(self) -> _Control:
         control = _Control()
         fd, nothing = control.theirs.fileno(), subprocess.DEVNULL
-        command = [*_PYTHON, "serve", str(fd), str(os.getpid()), self._root]
+        command = [sys.executable, *_SCRIPT, "serve", str(fd), str(os.getpid()), self._root]
         try:
             self._popen = _start(command, fd, cwd="/", stdin=nothing, stdout=nothing, stderr=nothing)
         except OSError as error:
@@ -314,7 +314,7 @@ class CommandLauncher:
 
     def _command(self, channel: int, limits: Limits) -> list[str]:
         layers = "seccomp" if self._backend == "bwrap" else "bare"
-        python = [*_PYTHON, "once", str(channel), layers, *map(str, limits.kernel)]
+        python = [sys.executable, *_SCRIPT, "once", str(channel), layers, *map(str, limits.kernel)]
         if self._backend != "bwrap":
             return python
         command = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
