@@ -356,7 +356,7 @@ def test_the_examples_of_the_guide_work_as_they_stand(tmp_path, monkeypatch):
             (tmp_path / named[1]).write_text(block)
         elif "class Basket" in block:
             (tmp_path / "my_pkg" / "basket.py").write_text(block)
-    rows = re.findall(r"^\{.*\}$", guide, re.MULTILINE)
+    rows = re.findall(r"^\{.*\"question\".*\}$", guide, re.MULTILINE)
     (tmp_path / "tasks.jsonl").write_text("\n".join(rows))
     monkeypatch.syspath_prepend(tmp_path)
     assert check_text_env(gymnasium.make("my_pkg.countdown:my/Countdown-v0")) == {}
