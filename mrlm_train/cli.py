@@ -7,6 +7,7 @@ error is one line on standard error and exit code 1; `MRLM_TRACEBACK=1` shows wh
 """
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -167,7 +168,8 @@ def evaluate(
     _need_trainers()
     from mrlm_train.inference.hub import check_exists
 
-    names = [_at_endpoint(name, base_url) for name in model]
+    names, results = [_at_endpoint(name, base_url) for name in model], {}
+    entries = _entries(environment, env_arg, agent, address)
     for name in names:
         check_exists(name)  # before torch, which takes seconds
     from mrlm_train.commands import evaluate as command
@@ -179,7 +181,6 @@ def evaluate(
             raise ValueError("eval: --world-model scores tokens, which an endpoint does not show; name a model folder")
         command.world_model(names[0], load(names[0]), world_model, output)
         return
-    entries, results = _entries(environment, env_arg, agent, address), {}
     for name in names:
         policy = load(name)
         listed = command.trained_environments(name, entries)
@@ -459,6 +460,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments:
         print(NEXT)
+        return 0
+    if arguments == ["--version"]:
+        print(f"mrlm {importlib.metadata.version('mrlm')}")
         return 0
     # a trainer's file run as a script puts this folder first, where `episodes` would hide a user's package of that name
     here = os.path.dirname(os.path.realpath(__file__))

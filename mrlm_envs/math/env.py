@@ -57,8 +57,9 @@ class MathEnv(TextEnv):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.kinds = tuple(KINDS if kinds is None else kinds)
-        self.difficulty = check_range(self.kinds, difficulty)
+        kinds = tuple(KINDS) if kinds is None else kinds
+        self.difficulty = check_range(kinds, difficulty)
+        self.kinds = tuple(kinds)
         self.format_reward = format_reward
         self.read_tasks(tasks, problem)
         if self.tasks is None:

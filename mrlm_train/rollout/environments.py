@@ -22,6 +22,7 @@ from gymnasium.spaces import Text
 
 import mrlm_envs
 from mrlm_envs.core import TextEnv
+from mrlm_envs.tasks import nearest
 from mrlm_train.rollout.agents import AgentConfig, assign_agents, import_name
 
 RewardFunction = Callable[[list[dict[str, Any]], float, dict[str, Any]], float]
@@ -61,6 +62,8 @@ class EnvEntry:
             raise ValueError(f"environment {self.id}: agents must map agent names to policies, got {self.agents!r}")
         if self.make is None and self.id in mrlm_envs.ENVIRONMENTS:
             object.__setattr__(self, "id", mrlm_envs.ENVIRONMENTS[self.id][0])
+        elif self.make is self.address is None and self.id.isidentifier() and self.id not in gymnasium.registry:
+            raise ValueError(f"unknown environment {self.id!r}; {nearest(self.id, mrlm_envs.ENVIRONMENTS)}")
         if self.address is not None and not isinstance(self.address, str):
             object.__setattr__(self, "address", ",".join(self.address))
         object.__setattr__(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mrlm_train.episodes.record import Episode
-from mrlm_train.inference.policy import Policy
+from mrlm_train.inference.policy import Policy, make
 from mrlm_train.inference.sampling import Sampling
 from mrlm_train.rollout.environments import EnvLike, entries
 from mrlm_train.rollout.opponents import Opponents
@@ -20,7 +20,7 @@ _Z = 1.959964  # 97.5 % quantile of the normal distribution: two-sided 95 %
 
 
 def evaluate(
-    policy: Policy,
+    policy: Policy | str,
     envs: EnvLike | Iterable[EnvLike],
     n: int = 200,
     split: str | None = "test",
@@ -31,7 +31,7 @@ def evaluate(
     """Play n episodes in each environment and sum up.
 
     Args:
-        policy: Who acts.
+        policy: Who acts: a policy, or the folder or name of a model.
         envs: Where.
         n: Episodes per environment; see `evaluation_requests`.
         split: For environments that know splits and do not name their own; None leaves them alone.
@@ -45,7 +45,8 @@ def evaluate(
     Raises:
         InvalidEpisodes: If none of them is valid.
     """
-    with evaluation_rollout(policy, envs, split, sampling, threads) as rollout:
+    actor = make(policy) if isinstance(policy, str) else policy
+    with evaluation_rollout(actor, envs, split, sampling, threads) as rollout:
         episodes = rollout.run(evaluation_requests(rollout, n), progress)
     require_valid(episodes)
     return summary(episodes)

@@ -168,3 +168,8 @@ def test_every_gold_solution_of_gsm8k_earns_full_reward():
         for seed in range(n):
             env.reset(seed=seed)
             assert env.step(env.expert())[1] == 1.0, env.problem
+
+
+def test_one_kind_without_a_list_is_refused_by_what_it_should_be():
+    with pytest.raises(ValueError, match=r"kinds must be a list of at least one of addition.*got 'addition'"):
+        MathEnv(kinds="addition")

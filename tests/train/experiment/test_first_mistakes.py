@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import importlib.metadata
 import io
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from mrlm_train.experiment.config import ConfigError, check
 from mrlm_train.experiment.fields import fields
 from mrlm_train.grpo import GRPOConfig, GRPOTrainer
 from mrlm_train.inference.hub import check_exists
+from mrlm_train.inference.sampling import Sampling
+from mrlm_train.rollout.evaluation import evaluate
 from tests.support.paths import ROOT
 from tests.support.processes import run, write_config
 
@@ -143,6 +146,26 @@ def test_info_shows_required_arguments_kinds_remote_and_algorithms() -> None:
         "GRPO on text",
     ):
         assert shown in text
+
+
+@pytest.mark.parametrize("command", ["eval --model tiny --environment mth", "play mth"])
+def test_a_misspelled_environment_gets_the_nearest_name_before_torch_is_imported(command: str) -> None:
+    code = (
+        "import sys; from mrlm_train.cli import main\n"
+        f"print(main({command.split()!r}), [name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert said.stdout == "1 []\n"
+    assert said.stderr == "mrlm: unknown environment 'mth'; did you mean 'math'?\n"
+
+
+def test_a_name_stands_for_a_model_in_evaluate() -> None:
+    assert evaluate("tiny", "math", n=2, sampling=Sampling(max_turn_tokens=4, max_episode_tokens=4))["n"] == 2
+
+
+def test_the_version_is_the_installed_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mrlm {importlib.metadata.version('mrlm')}\n"
 
 
 def test_mrlm_alone_says_what_to_do_next(capsys: pytest.CaptureFixture[str]) -> None:
