@@ -129,6 +129,7 @@ async def openenv_client() -> None:
                 await env.connect()
                 await env.reset(size=key[1])
             envs[key] = made
+        wait_for_start()
         end, steps = time.perf_counter() + order["seconds"], 0
         start = time.perf_counter()
 
@@ -162,9 +163,9 @@ async def our_client() -> None:
             if key not in kept:
                 client = AsyncClient(order["addresses"])
                 kept[key] = [await client.session("bench/Echo-v0", **kwargs) for _ in range(n)]
-                await asyncio.gather(*(session.reset(seed=0) for session in kept[key]))
-            for session in kept[key]:  # a history without end is not what is measured
-                await session.reset(seed=0)
+            # A history without end is not what is measured.
+            await asyncio.gather(*(session.reset(seed=0) for session in kept[key]))
+            wait_for_start()
             start = time.perf_counter()
             end = start + end_after
 
@@ -181,6 +182,7 @@ async def our_client() -> None:
                 remote = {"address": order["addresses"], "env_id": "bench/Echo-v0", **kwargs}
                 kept[key] = gymnasium.make_vec("mrlm_envs:mrlm/Remote-v0", num_envs=n, **remote)
             kept[key].reset(seed=0)
+            wait_for_start()
             start, steps = time.perf_counter(), 0
             while time.perf_counter() < start + end_after:
                 kept[key].step([ACTION] * n)
@@ -192,6 +194,7 @@ async def our_client() -> None:
                 request_serializer=pb.StepRequest.SerializeToString,
                 response_deserializer=pb.StepReply.FromString,
             )
+            wait_for_start()
             start, steps, data = time.perf_counter(), 0, ACTION.encode()
             while time.perf_counter() < start + end_after:
                 if order["how"] == "empty":
@@ -231,8 +234,14 @@ async def raw_server() -> None:
 
 def orders() -> Any:
     """The driver's requests."""
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         yield json.loads(line)
+
+
+def wait_for_start() -> None:
+    """Tell the driver that everything is made and reset, and wait until it has read the CPU times."""
+    print("ready", flush=True)
+    sys.stdin.readline()
 
 
 def report(steps: int, seconds: float) -> None:
@@ -301,8 +310,11 @@ class Peers:
         pids = [worker.pid, self.processes[server].pid]
         order = {"how": how, "sessions": sessions, "size": size, "milliseconds": milliseconds, "seconds": seconds}
         order["addresses"] = self.addresses[server]
-        before = sum(map(cpu_seconds, pids))
         worker.stdin.write(json.dumps(order) + "\n")
+        worker.stdin.flush()
+        worker.stdout.readline()
+        before = sum(map(cpu_seconds, pids))
+        worker.stdin.write("\n")
         worker.stdin.flush()
         steps, wall = json.loads(worker.stdout.readline())
         return steps / wall, steps / max(sum(map(cpu_seconds, pids)) - before, 0.01)

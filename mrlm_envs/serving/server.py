@@ -30,7 +30,7 @@ _HOLD = 1.0  # seconds; a call is answered after this even if all of its items s
 _MARGIN = 0.2  # of the call's time left, kept for the reply when a call waits until its deadline
 _SWEEP = 0.25  # seconds between looks at late steps
 _LINGER = 0.3  # seconds for which a drained server still answers UNAVAILABLE
-_PATIENCE = 1e-3  # seconds; the event loop waits for steps that take less together: being woken costs more than a step
+_PATIENCE = 10e-3  # seconds; the event loop waits for steps that take less together: being woken costs more than a step
 _DESCRIPTIONS = 256  # kept
 _MAKERS = 4  # constructors of one environment that run at once for Describe
 _AGAIN = pb.Error(code=pb.STEP_TIMEOUT, message="it still runs, or the reply is full", retry_after_ms=0)
