@@ -38,6 +38,7 @@ class Registration:
 
     Attributes:
         id: The full id, `mrlm/Math-v0`.
+        action_charset: The characters of a narrow action space; "" when every character is allowed.
         slow_s: Seconds of the slowest recent step: its maximum, which decays by 3 % with every step.
 
     Raises:
@@ -54,7 +55,8 @@ class Registration:
         for what, space in self._spaces.items():
             if not isinstance(space, Text):
                 raise Refused(f"environment {make_id!r}: its {what} space is {space}, not text")
-        assert env.spec is not None
+        assert env.spec is not None and isinstance(env.action_space, Text)
+        self.action_charset = "" if isinstance(env.action_space, Unicode) else env.action_space.characters
         self._make_id, self._preset, self._spec = make_id, preset, gymnasium.registry[env.spec.id]
         self._isolate_s = settings.step_timeout if settings.isolate else None
         self._allowed = set(words(settings.allow_kwargs))
@@ -65,12 +67,6 @@ class Registration:
         is_plain = self._spec.max_episode_steps is None and not self._spec.additional_wrappers
         is_direct = is_plain and isinstance(creator, type) and issubclass(creator, TextEnv)
         self._env_class: Any = creator if is_direct else None
-
-    @property
-    def action_charset(self) -> str:
-        """The characters of a narrow action space; "" when every character is allowed."""
-        action: Any = self._spaces["action"]
-        return "" if isinstance(action, Unicode) else action.characters
 
     def record_step(self, seconds: float) -> None:
         """Take the duration of a step into account; on any thread."""

@@ -187,11 +187,9 @@ class Connection:
         message = request(sessions=items) if method == "Close" else request(items=items)
         if method in ("Reset", "Step"):
             message.wait_ms = wait_ms
-        path = f"/{SERVICE}/{method}"
+        path, timeout = f"/{SERVICE}/{method}", self._access.call_timeout
         try:
-            answer = await self._call(
-                path, message, self._access.call_timeout, request.SerializeToString, reply.FromString
-            )
+            answer = await self._call(path, message, timeout, request.SerializeToString, reply.FromString)
         except grpc.RpcError as error:
             return [self._failure(error)] * len(items)
         self.was_reached, self.trouble = True, ""

@@ -25,12 +25,15 @@ class Pool:
         threads: The most threads that run works at once.
         on_progress: Called on the loop after works have finished.
         run: Runs a work, on whichever thread.
+
+    Attributes:
+        executor: Of the threads.
     """
 
     def __init__(self, threads: int, on_progress: Callable[[], None], run: Callable[[Work], None]) -> None:
         self._threads, self._on_progress, self._run = threads, on_progress, run
         self._loop = asyncio.get_running_loop()
-        self._executor = ThreadPoolExecutor(2 * threads, thread_name_prefix="mrlm-step")
+        self.executor = ThreadPoolExecutor(2 * threads, thread_name_prefix="mrlm-step")
         self._queue: deque[Work] = deque()
         self._running: dict[int, Work] = {}
         self._lock = threading.Condition()  # guards all of the following, and the queue
@@ -77,18 +80,10 @@ class Pool:
             self._on_progress()
         return late
 
-    def later(self, function: Callable[[], None]) -> None:
-        """Call a function on some thread, when one is free."""
-        self._executor.submit(function)
-
-    def close(self) -> None:
-        """Let idle threads end; running works are not interrupted."""
-        self._executor.shutdown(wait=False)
-
     def _wake(self) -> None:
         if self._drains < 2 * self._threads:  # else the queue waits for a thread that comes back
             self._drains += 1
-            self._executor.submit(self._drain)
+            self.executor.submit(self._drain)
 
     def _watch(self) -> None:
         if not self._is_monitored:

@@ -22,7 +22,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Text
 
-from mrlm_envs.core import clean
+from mrlm_envs.core import TextEnv, clean
 from mrlm_envs.serving.client import AsyncClient, ClientSession, Info, StepTuple
 from mrlm_envs.serving.connection import Access
 from mrlm_envs.serving.server_pool import split_addresses
@@ -71,7 +71,7 @@ class RemoteEnv(gymnasium.Env[str, str]):
             self.action_space = Text(about.action_length, min_length=0, charset=about.action_charset)
         else:
             self.action_space = Unicode(about.action_length)
-        self._system = ""
+        self.system_prompt = ""
         self._messages: list[tuple[str, str]] = []
 
     def expert(self) -> None:
@@ -111,12 +111,7 @@ class RemoteEnv(gymnasium.Env[str, str]):
         with self._lock:
             return self._acted(action, _run(session.step(action)))
 
-    def render(self) -> str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The conversation so far under `render_mode="ansi"`, else None."""
-        if self.render_mode is None:
-            return None
-        system = [("system", self._system)] if self._system else []
-        return "\n\n".join(f"[{role}]\n{text}" for role, text in [*system, *self._messages])
+    render: Any = TextEnv.render  # over the same attributes
 
     def close(self) -> None:
         """Close the session."""
@@ -143,7 +138,7 @@ class RemoteEnv(gymnasium.Env[str, str]):
         return int(self.np_random.integers(2**31)) if seed is None else int(seed)
 
     def _began(self, observation: str, info: Info) -> tuple[str, Info]:
-        self._system = info.get("system") or ""
+        self.system_prompt = info.get("system") or ""
         self._messages = [("user", observation)]
         return observation, info
 

@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 import logging
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import grpc
@@ -76,7 +76,7 @@ class Server:
         self._progressed = asyncio.Event()
         self._inspections: dict[tuple[str, bytes], Inspection] = {}
         self._pool = Pool(settings.threads, self._progress, self._run)
-        self.sessions = Sessions(self.catalog, settings, self._pool.later)
+        self.sessions = Sessions(self.catalog, settings, self._pool.executor.submit)
         self.metrics = Metrics(
             {
                 ("mrlm_sessions", "Open sessions"): lambda: self.sessions.count,
@@ -85,7 +85,7 @@ class Server:
                 ("mrlm_lost_threads", "Threads in steps that were given up"): lambda: self._pool.lost,
             }
         )
-        self._step_seconds = functools.cache(self.metrics.steps.labels)
+        self._step_seconds = cache(self.metrics.steps.labels)
         self._open_calls = 0
         self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         options = (*_OPTIONS, ("grpc.max_allowed_incoming_connections", settings.max_connections))
@@ -95,11 +95,6 @@ class Server:
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._grpc)
         self._sweeper: asyncio.Task[None] | None = None
-
-    @property
-    def is_listening(self) -> bool:
-        """It has started."""
-        return self._sweeper is not None
 
     @property
     def address(self) -> str:
@@ -147,7 +142,7 @@ class Server:
             self._sweeper.cancel()
         self.metrics.stop()
         self.sessions.sweep(math.inf, also_running=True)
-        self._pool.close()
+        self._pool.executor.shutdown(wait=False)  # running works are not interrupted
 
     async def _set_health(self, is_serving: bool) -> None:
         status = health_pb2.HealthCheckResponse
@@ -159,7 +154,7 @@ class Server:
         admit = {"Describe": self._describe, "Reset": sessions.reset, "Step": sessions.step, "Close": sessions.close}
         make = grpc.unary_unary_rpc_method_handler
         handlers = {
-            name: make(functools.partial(self._serve, admit[name], reply), _parser(request), reply.SerializeToString)
+            name: make(partial(self._serve, admit[name], reply), partial(_parse, request), reply.SerializeToString)
             for name, (request, reply) in CALLS.items()
         }
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
@@ -180,7 +175,7 @@ class Server:
                 raise CallRefused("INVALID_ARGUMENT", "the bytes are not this call's request message")
             reply = reply_class()
             items = request.sessions if reply_class is pb.CloseReply else request.items
-            await self._answer(functools.partial(admit, tenant), items, request, reply.results, context)
+            await self._answer(partial(admit, tenant), items, request, reply.results, context)
             if reply_class is pb.ResetReply:
                 reply.worker = self._worker
             return reply
@@ -316,15 +311,10 @@ class Server:
                 await self._set_health(is_healthy)
 
 
-def _parser(message: Any) -> Callable[[bytes], Any]:
-    """A deserializer that turns bytes that are no such message into None."""
-
-    def parse(data: bytes) -> Any:
-        with contextlib.suppress(DecodeError):
-            return message.FromString(data)
-        return None
-
-    return parse
+def _parse(message: Any, data: bytes) -> Any:
+    """The message, or None if the bytes are no such message."""
+    with contextlib.suppress(DecodeError):
+        return message.FromString(data)
 
 
 def _hash(token: str) -> bytes:

@@ -278,7 +278,7 @@ class Sessions:
         is_full: The queue of steps is as long as it may be.
     """
 
-    def __init__(self, catalog: Catalog, settings: Settings, later: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, catalog: Catalog, settings: Settings, later: Callable[[Callable[[], None]], Any]) -> None:
         self.catalog, self.settings, self.later = catalog, settings, later
         self.tenants: dict[str, Tenant] = {}
         self.is_draining = self.is_full = False

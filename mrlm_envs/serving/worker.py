@@ -83,9 +83,10 @@ async def _serve(settings: Settings, path: Path, is_restart: bool) -> None:
         preload(words(settings.environments))
     server = Server(settings, board.note)
     socket.unlink(missing_ok=True)
-    while not server.is_listening:
+    while True:
         try:
             await server.start(f"unix:{socket}")
+            break
         except Refused as error:
             if not is_restart:
                 raise

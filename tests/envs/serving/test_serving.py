@@ -355,7 +355,7 @@ def test_threads_are_bounded_when_no_step_ever_ends():
             raw.reset(session)
         for session in sessions:
             assert code(raw.step(session, 1, "sleep 2.5", timeout=0.6)) == "STEP_TIMEOUT"
-        assert len(server.server._pool._executor._threads) <= 2
+        assert len(server.server._pool.executor._threads) <= 2
         wait_for(lambda: server.server._pool.busy == 0 and server.server._pool.lost == 0, 20)
         raw.close()
 
