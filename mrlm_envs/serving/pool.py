@@ -1,6 +1,6 @@
-"""Threads that run work: one while it is quick, more as soon as it waits on something.
+"""Threads that run jobs: one while jobs are quick, more as soon as jobs wait on something.
 
-Python threads that all compute only fight for the interpreter's lock, so one thread runs a whole batch of quick works.
+Python threads that all compute only fight for the interpreter's lock, so one thread runs a whole batch of quick jobs.
 While work is queued, a monitor wakes more threads when none has finished lately: a step that computes for seconds must
 not hold up the rest, and steps that wait for a sandbox or an endpoint are to wait at the same time.
 """
@@ -12,30 +12,30 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from mrlm_envs.serving.sessions import Work
+from mrlm_envs.serving.sessions import Job
 
 _MONITOR = 0.002  # seconds between looks at a queue that is not empty
 _ANNOUNCE = 1e-3  # seconds after which a busy thread announces what it has finished
 
 
 class Pool:
-    """Runs works on threads; owned by one event loop, on which all methods must be called.
+    """Runs jobs on threads; owned by one event loop, on which all methods must be called.
 
     Args:
-        threads: The most threads that run works at once.
-        on_progress: Called on the loop after works have finished.
-        run: Runs a work, on whichever thread.
+        threads: The most threads that run jobs at once.
+        on_progress: Called on the loop after jobs have finished.
+        run: Runs one job, on whichever thread.
 
     Attributes:
         executor: Of the threads.
     """
 
-    def __init__(self, threads: int, on_progress: Callable[[], None], run: Callable[[Work], None]) -> None:
+    def __init__(self, threads: int, on_progress: Callable[[], None], run: Callable[[Job], None]) -> None:
         self._threads, self._on_progress, self._run = threads, on_progress, run
         self._loop = asyncio.get_running_loop()
         self.executor = ThreadPoolExecutor(2 * threads, thread_name_prefix="mrlm-step")
-        self._queue: deque[Work] = deque()
-        self._running: dict[int, Work] = {}
+        self._queue: deque[Job] = deque()
+        self._running: dict[int, Job] = {}
         self._lock = threading.Condition()  # guards all of the following, and the queue
         self._is_awaited = False  # the loop waits on the lock
         self._drains = 0  # threads at work, lost ones among them
@@ -44,36 +44,36 @@ class Pool:
 
     @property
     def lost(self) -> int:
-        """Threads in works that were given up."""
-        return sum(work.given_up for work in list(self._running.values()))
+        """Threads in jobs that were given up."""
+        return sum(job.given_up for job in list(self._running.values()))
 
     @property
     def busy(self) -> int:
-        """Works queued or running, those given up left out."""
+        """Jobs queued or running, those given up left out."""
         return len(self._queue) + len(self._running) - self.lost
 
-    def submit(self, works: Sequence[Work], patience: float = 0.0) -> None:
-        """Queue works, in order, and block the loop for at most `patience` seconds until they are done."""
+    def submit(self, jobs: Sequence[Job], patience: float = 0.0) -> None:
+        """Queue jobs, in order, and block the loop for at most `patience` seconds until they are done."""
         with self._lock:
-            self._queue.extend(works)
+            self._queue.extend(jobs)
             if self._drains == self.lost:
                 self._wake()
             if patience:
                 self._is_awaited = True
-                self._lock.wait_for(lambda: works[-1].done, patience)
+                self._lock.wait_for(lambda: jobs[-1].done, patience)
                 self._is_awaited = False
         if patience:
-            self._on_progress()  # of other works, whose threads have not announced it
+            self._on_progress()  # of other jobs, whose threads have not announced it
         if self._queue:
             self._watch()
 
-    def give_up(self, seconds: float) -> list[Work]:
-        """Give up, and return, works that have run for longer than `seconds`; their threads run on until they end."""
+    def give_up(self, seconds: float) -> list[Job]:
+        """Give up, and return, jobs that have run for longer than `seconds`; their threads run on until they end."""
         before = time.monotonic() - seconds
         with self._lock:
-            late = [work for work in self._running.values() if work.started < before and not work.is_settled]
-            for work in late:
-                work.given_up = True
+            late = [job for job in self._running.values() if job.started < before and not job.is_settled]
+            for job in late:
+                job.given_up = True
             if self._queue and self._drains == self.lost:
                 self._wake()
         if late:
@@ -102,7 +102,7 @@ class Pool:
         self._watch()
 
     def _drain(self) -> None:
-        """Run queued works until there is none."""
+        """Run queued jobs until there is none."""
         thread, announced = threading.get_ident(), time.monotonic()
         while True:
             with self._lock:
@@ -111,9 +111,9 @@ class Pool:
                     if self._is_awaited:
                         return self._lock.notify()
                     break
-                work = self._running[thread] = self._queue.popleft()
-                work.started = time.monotonic()
-            self._run(work)
+                job = self._running[thread] = self._queue.popleft()
+                job.started = time.monotonic()
+            self._run(job)
             with self._lock:
                 del self._running[thread]
                 self._finished += 1

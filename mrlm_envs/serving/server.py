@@ -21,7 +21,7 @@ from mrlm_envs.serving.catalog import Catalog
 from mrlm_envs.serving.metrics import Metrics
 from mrlm_envs.serving.pool import Pool
 from mrlm_envs.serving.protocol import CALLS, SERVICE, ItemError
-from mrlm_envs.serving.sessions import Answered, CallRefused, Inspection, Sessions, Tenant, Work
+from mrlm_envs.serving.sessions import Answered, CallRefused, Inspection, Job, Sessions, Tenant
 from mrlm_envs.serving.settings import Refused, Settings
 
 logger = logging.getLogger("mrlm.serve")
@@ -142,7 +142,7 @@ class Server:
             self._sweeper.cancel()
         self.metrics.stop()
         self.sessions.sweep(math.inf, also_running=True)
-        self._pool.executor.shutdown(wait=False)  # running works are not interrupted
+        self._pool.executor.shutdown(wait=False)  # running jobs are not interrupted
 
     async def _set_health(self, is_serving: bool) -> None:
         status = health_pb2.HealthCheckResponse
@@ -163,7 +163,7 @@ class Server:
         """Answer a call, or refuse it as a whole.
 
         Args:
-            admit: Takes a tenant, an item and the time; gives the work that answers the item, and whether it is new.
+            admit: Takes a tenant, an item and the time; gives the job that answers the item, and whether it is new.
             reply_class: Of the reply.
             request: The request; None if it cannot be parsed.
             context: The call's.
@@ -211,7 +211,7 @@ class Server:
 
     async def _answer(
         self,
-        admit: Callable[[Any, float], tuple[Work, bool]],
+        admit: Callable[[Any, float], tuple[Job, bool]],
         items: Sequence[Any],
         request: Any,
         results: Any,
@@ -219,54 +219,54 @@ class Server:
     ) -> None:
         """Run the new items of a call, wait, and fill in the results, in order."""
         now, settings, busy = time.monotonic(), self.settings, self._pool.busy
-        works: list[Work] = []
-        new: list[Work] = []
+        jobs: list[Job] = []
+        new: list[Job] = []
         for item in items:
             try:
-                if len(works) >= settings.max_batch:
+                if len(jobs) >= settings.max_batch:
                     message = f"the call has {len(items)} items; the limit is {settings.max_batch}"
                     raise ItemError(pb.TOO_LARGE, message)
                 self.sessions.is_full = busy + len(new) >= settings.max_queue
-                work, is_new = admit(item, now)
-                works.append(work)
+                job, is_new = admit(item, now)
+                jobs.append(job)
                 if is_new:
-                    new.append(work)
+                    new.append(job)
             except ItemError as failure:
-                works.append(Answered(failure.error))
+                jobs.append(Answered(failure.error))
         if new:
-            expected = len(new) * max(work.registration.slow_s if work.is_step else math.inf for work in new)
+            expected = len(new) * max(job.registration.slow_s if job.is_step else math.inf for job in new)
             self._pool.submit(new, _PATIENCE if expected < _PATIENCE else 0.0)
-        running = [work for work in works if not work.is_settled]
+        running = [job for job in jobs if not job.is_settled]
         if running:
-            await self._wait(running, len(works), context, getattr(request, "wait_ms", 1000 * _HOLD) / 1000)
+            await self._wait(running, len(jobs), context, getattr(request, "wait_ms", 1000 * _HOLD) / 1000)
         size = 0
-        for work in works:
-            if not work.is_settled or size > settings.max_message_bytes:
+        for job in jobs:
+            if not job.is_settled or size > settings.max_message_bytes:
                 results.add(error=_AGAIN)
                 continue
-            work.answer(results)
-            size += work.size
-            if work.has_failed:
+            job.answer(results)
+            size += job.size
+            if job.has_failed:
                 self.metrics.errors.labels(pb.Code.Name(results[-1].error.code)).inc()
-                self.sessions.forget(work)
+                self.sessions.forget(job)
         if new:
             self.metrics.waits.observe(max(0.0, new[0].started - now))
 
-    def _run(self, work: Work) -> None:
-        """Run one work, on a thread of the pool."""
-        if self._note is not None and work.session is not None:
-            self._note(work.session.label)
-        work.run()
-        if work.is_step:
-            seconds = time.monotonic() - work.started
-            work.registration.record_step(seconds)
+    def _run(self, job: Job) -> None:
+        """Run one job, on a thread of the pool."""
+        if self._note is not None and job.session is not None:
+            self._note(job.session.label)
+        job.run()
+        if job.is_step:
+            seconds = time.monotonic() - job.started
+            job.registration.record_step(seconds)
             if self.settings.metrics_port is not None:  # else nobody reads it
-                self._step_seconds(work.registration.id).observe(seconds)
-        elif work.session is not None:
-            self.metrics.resets.labels(work.registration.id).inc()
+                self._step_seconds(job.registration.id).observe(seconds)
+        elif job.session is not None:
+            self.metrics.resets.labels(job.registration.id).inc()
 
-    async def _wait(self, running: list[Work], count: int, context: grpc.aio.ServicerContext, wait: float) -> None:
-        """Wait for all of a call's works.
+    async def _wait(self, running: list[Job], count: int, context: grpc.aio.ServicerContext, wait: float) -> None:
+        """Wait for all jobs of a call.
 
         Args:
             running: Those that are not settled.
@@ -283,7 +283,7 @@ class Server:
             while running and running[-1].is_settled:
                 running.pop()
             now = time.monotonic()
-            is_some = len(running) < count or any(work.is_settled for work in running)
+            is_some = len(running) < count or any(job.is_settled for job in running)
             if not running or now >= any_until or (now >= all_until and is_some):
                 return
             with contextlib.suppress(TimeoutError):
@@ -299,8 +299,8 @@ class Server:
         settings, is_healthy, next_idle = self.settings, True, 0.0
         while True:
             await asyncio.sleep(_SWEEP)
-            for work in self._pool.give_up(settings.step_timeout):
-                logger.warning("gave up after %s s: %s", settings.step_timeout, work.what, extra=work.names)
+            for job in self._pool.give_up(settings.step_timeout):
+                logger.warning("gave up after %s s: %s", settings.step_timeout, job.what, extra=job.names)
             now = time.monotonic()
             if now >= next_idle:
                 next_idle = now + min(10.0, settings.idle_ttl / 4)

@@ -1,6 +1,6 @@
 """The sessions of a server: which step is the next one, which answer is kept, and how much each tenant may have.
 
-All of `Sessions` runs on the event loop. `Work.run` writes only to its own `Work`, on whichever thread runs it, and
+All of `Sessions` runs on the event loop. `Job.run` writes only to its own `Job`, on whichever thread runs it, and
 sets `done` last.
 """
 
@@ -34,7 +34,7 @@ class CallRefused(Exception):
         self.status = status
 
 
-class Work:
+class Job:
     """What a thread does for an item of a call; every failure becomes `error`.
 
     Attributes:
@@ -100,7 +100,7 @@ class Work:
             results.append(self.result)
 
 
-class Answered(Work):
+class Answered(Job):
     """An item that needs no thread: a session that has been closed, or an error.
 
     Args:
@@ -114,7 +114,7 @@ class Answered(Work):
         self.error, self.result = error, pb.CloseResult()
 
 
-class Inspection(Work):
+class Inspection(Job):
     """Makes an environment, describes it, and closes it.
 
     Args:
@@ -143,7 +143,7 @@ class Inspection(Work):
         env.close()
 
 
-class Turn(Work):
+class Turn(Job):
     """A step, or with `reset` set a reset, and its answer once `done`.
 
     Attributes:
@@ -370,7 +370,7 @@ class Sessions:
         session.turn = turn
         return turn, True
 
-    def close(self, tenant: Tenant, key: bytes, _: float) -> tuple[Work, bool]:
+    def close(self, tenant: Tenant, key: bytes, _: float) -> tuple[Job, bool]:
         """Close a session.
 
         Raises:
@@ -382,10 +382,10 @@ class Sessions:
         self._close(session)
         return Answered(), False
 
-    def forget(self, work: Work) -> None:
+    def forget(self, job: Job) -> None:
         """Close the session of a reset that failed: there is no episode."""
-        session = work.session
-        if session is not None and session.turn is work and not work.is_step:
+        session = job.session
+        if session is not None and session.turn is job and not job.is_step:
             self._close(session)
 
     def sweep(self, before: float, also_running: bool = False) -> None:
