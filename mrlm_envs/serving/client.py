@@ -160,7 +160,16 @@ class ClientSession:
             TypeError: If `action` is not a `str`.
             RemoteError: If the server refuses the client.
         """
-        return (await self.client.step_many((self,), (action,)))[0]
+        data = self.encode(action)
+        deadline, outcome = self.client.deadline(), None
+        try:
+            if (sent := self.send(data)) is not None:
+                outcome = await sent
+                if (accepted := self.accept(data, outcome)) is not None:
+                    return accepted
+        except ConnectionLost as lost:
+            outcome = lost
+        return await self.finish(data, outcome, deadline)
 
     async def close(self) -> None:
         """Close the session."""
@@ -400,13 +409,17 @@ class AsyncClient:
         """
         return ClientSession(self, await self.describe(env_id, **kwargs), _encode_json(kwargs))
 
+    def deadline(self) -> float:
+        """When a step or reset that begins now is given up, on the event loop's clock."""
+        return asyncio.get_running_loop().time() + self.access.step_timeout
+
     async def step_many(self, sessions: Sequence[ClientSession], actions: Sequence[str]) -> list[StepTuple]:
         """Take one step in each of several sessions, in one call for each server.
 
         Raises: see `ClientSession.step`; then no step is taken.
         """
         encoded = [session.encode(action) for session, action in zip(sessions, actions)]
-        deadline = asyncio.get_running_loop().time() + self.access.step_timeout
+        deadline = self.deadline()
         sent = [session.send(action) for session, action in zip(sessions, encoded)]
         results: list[StepTuple | None] = []
         late: list[tuple[int, asyncio.Future[StepTuple]]] = []

@@ -36,16 +36,16 @@ class Pool:
         self.executor = ThreadPoolExecutor(2 * threads, thread_name_prefix="mrlm-step")
         self._queue: deque[Job] = deque()
         self._running: dict[int, Job] = {}
-        self._lock = threading.Condition()  # guards all of the following, and the queue
-        self._is_awaited = False  # the loop waits on the lock
+        self._lock = threading.Lock()  # guards all of the following, and the queue
+        self._awaited, self._is_awaited = threading.Condition(self._lock), False  # the loop waits for jobs
         self._drains = 0  # threads at work, lost ones among them
         self._finished = 0
         self._is_monitored = False
 
     @property
     def lost(self) -> int:
-        """Threads in jobs that were given up."""
-        return sum(job.given_up for job in list(self._running.values()))
+        """Threads in jobs that were given up and still run."""
+        return sum(job.given_up and not job.done for job in list(self._running.values()))
 
     @property
     def busy(self) -> int:
@@ -60,7 +60,7 @@ class Pool:
                 self._wake()
             if patience:
                 self._is_awaited = True
-                self._lock.wait_for(lambda: jobs[-1].done, patience)
+                self._awaited.wait_for(lambda: jobs[-1].done, patience)
                 self._is_awaited = False
         if patience:
             self._on_progress()  # of other jobs, whose threads have not announced it
@@ -107,18 +107,16 @@ class Pool:
         while True:
             with self._lock:
                 if not self._queue:
+                    self._running.pop(thread, None)
                     self._drains -= 1
                     if self._is_awaited:
-                        return self._lock.notify()
+                        return self._awaited.notify()
                     break
                 job = self._running[thread] = self._queue.popleft()
                 job.started = time.monotonic()
             self._run(job)
-            with self._lock:
-                del self._running[thread]
-                self._finished += 1
-            now = time.monotonic()
-            if now > announced + _ANNOUNCE:
+            self._finished += 1
+            if time.monotonic() > announced + _ANNOUNCE:
                 self._loop.call_soon_threadsafe(self._on_progress)
-                announced = now
+                announced = time.monotonic()
         self._loop.call_soon_threadsafe(self._on_progress)

@@ -235,7 +235,7 @@ class Server:
                 jobs.append(Answered(failure.error))
         if new:
             expected = len(new) * max(job.registration.slow_s if job.is_step else math.inf for job in new)
-            self._pool.submit(new, _PATIENCE if expected < _PATIENCE else 0.0)
+            self._pool.submit(new, _PATIENCE if expected < _PATIENCE and not busy else 0.0)
         running = [job for job in jobs if not job.is_settled]
         if running:
             await self._wait(running, len(jobs), context, getattr(request, "wait_ms", 1000 * _HOLD) / 1000)
