@@ -18,14 +18,11 @@ from mrlm_envs.spaces import Unicode
 
 # Harmless everywhere. Others can name files, data sets and endpoints, so the operator allows them by name.
 ALWAYS_ALLOWED = frozenset({"split", "max_turns", "max_length", "system_prompt"})
-ANY = "*"
 # Rows of data: what is in them is shown to the agent, and never started or imported.
 _ROWS = frozenset({"tasks", "corpus", "scenarios"})
 # Never taken from a client, whatever is allowed: these start processes, choose the sandbox, or name a secret.
 _NEVER = frozenset({"mcp", "command", "sandbox", "api_key_env"})
 _IMPORT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-
-_DECAY = 0.97  # of `slow_s` with every step
 
 
 class Registration:
@@ -68,10 +65,6 @@ class Registration:
         is_direct = is_plain and isinstance(creator, type) and issubclass(creator, TextEnv)
         self._env_class: Any = creator if is_direct else None
 
-    def record_step(self, seconds: float) -> None:
-        """Take the duration of a step into account; on any thread."""
-        self.slow_s = max(seconds, _DECAY * self.slow_s)
-
     def kwargs(self, data: bytes) -> dict[str, Any]:
         """Keyword arguments from a client's JSON.
 
@@ -83,7 +76,7 @@ class Registration:
         for name, value in kwargs.items():
             if name in ALWAYS_ALLOWED:
                 continue
-            if not self._allowed & {name, ANY}:
+            if not self._allowed & {name, "*"}:
                 raise Refused(f"kwarg {name!r} is not allowed here; the server needs --allow-kwargs {name}")
             if (danger := _danger(name, value)) is not None:
                 why = "starts processes, imports code or names a secret: only the operator can set it (--kwargs-file)"

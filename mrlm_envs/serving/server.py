@@ -31,6 +31,7 @@ _MARGIN = 0.2  # of the call's time left, kept for the reply when a call waits u
 _SWEEP = 0.25  # seconds between looks at late steps
 _LINGER = 0.3  # seconds for which a drained server still answers UNAVAILABLE
 _PATIENCE = 10e-3  # seconds; the event loop waits for steps that take less together: being woken costs more than a step
+_DECAY = 0.97  # of an environment's `slow_s`, with every step
 _DESCRIPTIONS = 256  # kept
 _MAKERS = 4  # constructors of one environment that run at once for Describe
 _AGAIN = pb.Error(code=pb.STEP_TIMEOUT, message="it still runs, or the reply is full", retry_after_ms=0)
@@ -259,7 +260,7 @@ class Server:
         job.run()
         if job.is_step:
             seconds = time.monotonic() - job.started
-            job.registration.record_step(seconds)
+            job.registration.slow_s = max(seconds, _DECAY * job.registration.slow_s)
             if self.settings.metrics_port is not None:  # else nobody reads it
                 self._step_seconds(job.registration.id).observe(seconds)
         elif job.session is not None:
@@ -296,7 +297,7 @@ class Server:
 
     async def _sweep(self) -> None:
         """Give up late steps, close idle sessions, and say NOT_SERVING when most threads are lost."""
-        settings, is_healthy, next_idle = self.settings, True, 0.0
+        settings, next_idle = self.settings, 0.0
         while True:
             await asyncio.sleep(_SWEEP)
             for job in self._pool.give_up(settings.step_timeout):
@@ -305,10 +306,8 @@ class Server:
             if now >= next_idle:
                 next_idle = now + min(10.0, settings.idle_ttl / 4)
                 self.sessions.sweep(now - settings.idle_ttl)
-            is_lost = self._pool.lost >= settings.threads
-            if is_healthy is is_lost and not self.sessions.is_draining:
-                is_healthy = not is_lost
-                await self._set_health(is_healthy)
+            if not self.sessions.is_draining:
+                await self._set_health(self._pool.lost < settings.threads)
 
 
 def _parse(message: Any, data: bytes) -> Any:

@@ -113,7 +113,6 @@ def main() -> None:
         sys.stderr.write(f"mrlm serve: {error}\n")
         status = REFUSED
     sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(status)  # steps that never end have threads that never end
 
 
