@@ -97,6 +97,25 @@ TASKS: dict[str, dict[str, Any]] = {
         "temperature": 0.0,
         "problems": 500,
     },
+    "sokoban": {  # one move a turn; what `benchmarks/credit.py` trains on
+        "env": EnvEntry(
+            "mrlm/Sokoban-v0",
+            {"compact": True, "system_prompt": "", "separator": "", "symbols": "#_O*XPS", "search_depth": 5}
+            | {"max_turns": 6, "max_actions_per_turn": 1, "max_actions": 6},
+        ),
+        "size": {"hidden_size": 64, "num_layers": 2},
+        "demonstrations": 1000,
+        "sft": {"max_steps": 300, "learning_rate": 2e-3},
+        "rl": {
+            "max_steps": 500,
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 64,
+            "max_completion_length": 256,
+            "max_turn_tokens": 4,
+        },
+        "temperature": 1.0,
+        "problems": 500,
+    },
     "sums": {
         "env": demo.ENVIRONMENT,
         "size": {"hidden_size": 96, "num_layers": 2},

@@ -17,6 +17,7 @@ import torch
 from mrlm_train.episodes.record import Episode
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]
+PRIVILEGED = {"state": "state_key", "solver": "cost_to_go"}  # what a credit method asks the environment
 
 
 def group_advantages(rewards_N: torch.Tensor, size: int, scale: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +48,9 @@ def _nanstd(x_GM: torch.Tensor) -> torch.Tensor:
     return torch.where(count_G > 1, variance_G, torch.nan).sqrt()
 
 
-def turn_credit(episodes: Sequence[Episode], method: str, gamma: float) -> list[list[float]]:
+def turn_credit(
+    episodes: Sequence[Episode], method: str, gamma: float, values_BK: Sequence[Sequence[float]] = ()
+) -> list[list[float]]:
     """What each turn of each episode earned, apart from what its episode did. Groups must be whole.
 
     - "turn": the return from the turn on, against the mean of the group's episodes at the same turn.
@@ -55,15 +58,28 @@ def turn_credit(episodes: Sequence[Episode], method: str, gamma: float) -> list[
       same state (GiGPO; Feng et al., 2025, arXiv:2505.10978, eq. 6–8). A state met once says nothing: 0.
     - "solver": by how many steps the turn came nearer to the solution, between -1 and 1; -1 for the turn that loses,
       0 once lost (CAST, arXiv:2607.25308). Privileged: it reads the environment's `cost_to_go()`.
+    - "branch": the turn's reward and what it adds to the value of the state, r + V(s') − V(s); V is 0 at the end
+      (VinePPO, Kazemnejad et al., 2024, arXiv:2410.01679, eq. 5).
 
     Args:
         episodes: B of them; invalid ones get 0 and are no part of a mean.
         method: one of the above.
         gamma: discount of a turn, for "state".
+        values_BK: the value of the state before each turn, for "branch".
 
     Returns:
         A value for each turn, B × K.
+
+    Raises:
+        ValueError: An environment does not say what the method needs.
     """
+    if method in PRIVILEGED:
+        _require_known(episodes, method)
+    if method == "branch":
+        return [
+            [r + v_next - v if e.valid else 0.0 for r, v, v_next in zip(e.turn_rewards, v_K, [*v_K[1:], 0.0])]
+            for e, v_K in zip(episodes, values_BK, strict=True)
+        ]
     if method == "solver":
         return [
             [_progress(*e.costs_to_go[k : k + 2]) if e.valid else 0.0 for k in range(len(e.turn_ends))]
@@ -89,6 +105,15 @@ def turn_credit(episodes: Sequence[Episode], method: str, gamma: float) -> list[
         [value - means[anchor] if episode.valid else 0.0 for anchor, value in zip(anchors, values, strict=True)]
         for episode, anchors, values in zip(episodes, anchors_BK, returns_BK, strict=True)
     ]
+
+
+def _require_known(episodes: Sequence[Episode], method: str) -> None:
+    for env_id in {episode.env_id for episode in episodes}:
+        played = [e for e in episodes if e.env_id == env_id and e.valid and e.turn_ends]
+        known = [value for e in played for value in (e.state_keys if method == "state" else e.costs_to_go)]
+        if played and all(value is None for value in known):
+            needs = f"credit: {method} needs {PRIVILEGED[method]}() of environment {env_id}"
+            raise ValueError(f"{needs}, which gives none; choose credit: turn or episode")
 
 
 def _returns_to_go(rewards_K: Sequence[float], gamma: float) -> list[float]:

@@ -30,11 +30,12 @@ import torch
 from accelerate.utils import gather_object
 from trl.trainer import grpo_config as trl_grpo_config
 
-from mrlm_train.advantages import group_advantages, over_tokens, turn_columns, turn_credit, update_baselines
+from mrlm_train.advantages import PRIVILEGED, group_advantages, over_tokens, turn_columns, turn_credit, update_baselines
 from mrlm_train.episodes import record as episode_store
 from mrlm_train.episodes.chat import Chat
 from mrlm_train.episodes.record import Episode, groups
 from mrlm_train.inference.policy import resolve
+from mrlm_train.rollout.branches import branch_values, require_replay
 from mrlm_train.rollout.environments import EnvLike, entries
 from mrlm_train.rollout.evaluation import summary
 from mrlm_train.rollout.games import episode_by_row, rows_by_request
@@ -46,7 +47,6 @@ from mrlm_train.schedule import save_between_generations, task_rows
 from mrlm_train.trainer import PlayedEvaluation, RolloutArguments, check_config
 from mrlm_train.trl_hooks import Batch, EpisodeTrainer, loss_mask
 
-_PRIVILEGED = {"state": "state_key", "solver": "cost_to_go"}  # what a credit method asks the environment
 _REPLACEMENT_STRIDE = 2**31 + 11  # away from every seed of the plan; odd, so finite sources move to another task
 
 
@@ -63,19 +63,22 @@ class GRPOConfig(RolloutArguments, trl_grpo_config.GRPOConfig):
         credit: what a turn's tokens are credited with, see `advantages.turn_credit`. "episode": the episode's return
             against its group's (GRPO). "turn": the return from the turn on. "state": GiGPO, needs the environment's
             `state_key()`. "solver": CAST, needs its `cost_to_go()`: privileged knowledge, used in training only.
+            "branch": VinePPO, needs an environment that can be replayed (`metadata["deterministic"]`).
         credit_weight: of the turn's term in "state" and "solver", beside the episode's.
         credit_gamma: discount of a turn in "state".
+        credit_branches: fresh episodes from each state in "branch".
         dynamic_sampling: rounds in which groups whose rewards are all equal, and so teach nothing, are replaced by
             groups of other tasks (DAPO, arXiv:2503.14476); 0 is off.
         top_groups: share of the groups, those whose rewards vary most, that enter the loss (GRL); 1 keeps all.
         baseline_decay: how much of a game's baseline, one for each environment and agent, an episode leaves.
     """
 
-    CREDIT: ClassVar[tuple[str, ...]] = ("episode", "turn", "state", "solver")
+    CREDIT: ClassVar[tuple[str, ...]] = ("episode", "turn", "state", "solver", "branch")
 
     credit: str = "episode"
     credit_weight: float = 1.0
     credit_gamma: float = 0.95
+    credit_branches: int = 4
     num_minibatches: int = 1
     target_kl: float | None = 1e-3
     dynamic_sampling: int = 0
@@ -83,18 +86,18 @@ class GRPOConfig(RolloutArguments, trl_grpo_config.GRPOConfig):
     baseline_decay: float = 0.95
 
     def __post_init__(self) -> None:
-        if self.credit not in self.CREDIT:
-            raise ValueError(f"credit must be one of {', '.join(self.CREDIT)}, got {self.credit!r}")
-        if not 0 <= self.credit_gamma <= 1:
-            raise ValueError(f"credit_gamma must be in [0, 1], got {self.credit_gamma}")
-        if not 0 <= self.baseline_decay < 1:
-            raise ValueError(f"baseline_decay must be in [0, 1), got {self.baseline_decay}")
-        if not 0 < self.top_groups <= 1:
-            raise ValueError(f"top_groups must be in (0, 1], got {self.top_groups}")
-        if self.num_minibatches < 1:
-            raise ValueError(f"num_minibatches must be at least 1, got {self.num_minibatches}")
-        if self.target_kl is not None and self.target_kl <= 0:
-            raise ValueError(f"target_kl must be above 0, or null for none, got {self.target_kl}")
+        fine = {
+            "credit": (self.credit in self.CREDIT, f"one of {', '.join(self.CREDIT)}"),
+            "credit_gamma": (0 <= self.credit_gamma <= 1, "in [0, 1]"),
+            "credit_branches": (self.credit_branches >= 1, "at least 1"),
+            "baseline_decay": (0 <= self.baseline_decay < 1, "in [0, 1)"),
+            "top_groups": (0 < self.top_groups <= 1, "in (0, 1]"),
+            "num_minibatches": (self.num_minibatches >= 1, "at least 1"),
+            "target_kl": (self.target_kl is None or self.target_kl > 0, "above 0, or null for none"),
+        }
+        for name, (is_fine, range_) in fine.items():
+            if not is_fine:
+                raise ValueError(f"{name} must be {range_}, got {getattr(self, name)!r}")
         if self.temperature <= 0:
             hint = "for greedy evaluation, set eval_temperature: 0"
             raise ValueError(f"temperature must be above 0 in training, got {self.temperature}; {hint}")
@@ -144,15 +147,19 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         save_between_generations(args)
         episodes = args.per_device_train_batch_size * (args.steps_per_generation or 1)
         wants_groups = "dynamic_sampling" if args.dynamic_sampling else f"credit: {args.credit}"
-        if (args.dynamic_sampling or args.credit in ("turn", "state")) and episodes % (args.num_generations or 1):
+        if (args.dynamic_sampling or args.credit in ("turn", "state", "branch")) and episodes % (
+            args.num_generations or 1
+        ):
             raise ValueError(
                 f"{wants_groups} needs whole groups in each process: its {episodes} episodes are no groups of "
                 f"{args.num_generations}; raise per_device_train_batch_size or gradient_accumulation_steps"
             )
         pool = EnvPool(entries(envs), args.env_threads, args.step_timeout)
-        pool.privileged = [_PRIVILEGED[args.credit]] if args.credit in _PRIVILEGED else []
-        if args.credit in ("turn", "state", "solver") and any(pool.agents):
+        pool.privileged = [PRIVILEGED[args.credit]] if args.credit in PRIVILEGED else []
+        if args.credit not in ("episode", "critic") and any(pool.agents):
             raise ValueError(f"credit: {args.credit} is for environments of one agent; for a game take episode")
+        if args.credit == "branch":
+            require_replay(pool)
         self.eval_envs = pool.envs if eval_envs is None else entries(eval_envs)
         rows = task_rows(args, pool)
         super().__init__(
@@ -208,8 +215,12 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         method = self.args.credit
         if method == "episode":
             return advantages_B
-        self._check_privileged(episodes)
-        terms_BK = turn_credit(episodes, method, self.args.credit_gamma)
+        values_BK: list[list[float]] = []
+        if method == "branch":  # draws apart from those of all rows
+            values_BK = branch_values(
+                self.rollout, episodes, self.args.credit_branches, self._draw(1 << 31 | first << 12)
+            )
+        terms_BK = turn_credit(episodes, method, self.args.credit_gamma, values_BK)
         terms_BT = over_tokens(terms_BK, turn_columns(mask_BT, episodes)[1])
         if method == "solver":  # steps, not returns
             return advantages_B[:, None] + self.args.credit_weight * terms_BT
@@ -217,35 +228,17 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         # dividing by that of a group whose returns are all equal
         scales_B1 = scales_N[first : first + len(episodes), None].nan_to_num(nan=0.0)
         terms_BT = terms_BT / torch.where(scales_B1 < 0.01, 1.0, scales_B1)
-        return terms_BT if method == "turn" else advantages_B[:, None] + self.args.credit_weight * terms_BT
-
-    def _check_privileged(self, episodes: Sequence[Episode]) -> None:
-        """Refuse an environment that cannot say what the credit method needs to know."""
-        for name in self.rollout.pool.privileged:
-            for env_id in {episode.env_id for episode in episodes}:
-                played = [e for e in episodes if e.env_id == env_id and e.valid and e.turn_ends]
-                known = [value for e in played for value in (e.state_keys or e.costs_to_go)]
-                if played and all(value is None for value in known):
-                    needs = f"credit: {self.args.credit} needs {name}() of environment {env_id}"
-                    raise ValueError(f"{needs}, which gives none; choose credit: turn or episode")
+        return terms_BT if method in ("turn", "branch") else advantages_B[:, None] + self.args.credit_weight * terms_BT
 
     def collect(self, rows: list[dict[str, Any]]) -> list[Episode]:
         """Play one episode for each row; rows of a group are alike but for their draw."""
-        step, count = self.state.global_step, 0
-        if self._drawn[0] == step:  # several generations may share one optimizer step
-            count = self._drawn[1] + 1
-        self._drawn = (step, count)
+        step = self.state.global_step  # which several generations may share
+        self._drawn = (step, self._drawn[1] + 1 if self._drawn[0] == step else 0)
         first = self.accelerator.process_index * len(rows)
         self.opponents.refresh(step)
         agents = [self.rollout.pool.trained_agents(row["entry"]) for row in rows]
         shares = rows_by_request([(row["entry"], row["seed"]) for row in rows], agents)
-        # the draw counts rows over all processes: the same episodes, however many processes share them
-        requests = {
-            share[0]: Request(
-                rows[share[0]]["entry"], rows[share[0]]["seed"], draw=((step << 16 | count) << 32) + first + share[0]
-            )
-            for share in shares
-        }
+        requests = {i: Request(rows[i]["entry"], rows[i]["seed"], self._draw(first + i)) for i, *_ in shares}
         games = self.rollout.run(requests.values())
         seconds, tokens = self.rollout.seconds, self.rollout.sampled_tokens
         played = episode_by_row(games, shares, agents)
@@ -261,6 +254,11 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         self._count_episodes(played, seconds, tokens)
         self.episodes = played
         return played
+
+    def _draw(self, row: int) -> int:
+        """The draw of a row, counted over all processes: the same episodes, however many processes share them."""
+        step, count = self._drawn
+        return ((step << 16 | count) << 32) + row
 
     @property
     def baselines(self) -> dict[str, float]:

@@ -26,6 +26,7 @@ from mrlm_train.inference.batch_engine import BatchEngine
 from mrlm_train.inference.endpoint import EndpointPolicy
 from mrlm_train.inference.policy import Policy
 from mrlm_train.inference.sampling import Sampling
+from mrlm_train.rollout.branches import Branch, BranchConversation, BranchSession
 from mrlm_train.rollout.conversation import (
     ChatDialogue,
     EnvironmentSession,
@@ -215,7 +216,8 @@ class _Schedule:
         rollout, pool = self._rollout, self._rollout.pool
         agents = pool.agents[request.entry]
         if not agents:
-            return [self._conversation(rollout.policy, EnvironmentSession(pool, request), is_returned=True)]
+            make = BranchSession if isinstance(request, Branch) else EnvironmentSession
+            return [self._conversation(rollout.policy, make(pool, request), is_returned=True)]
         game = GameRunner(pool, request, {name: agent.function for name, agent in agents.items()})
         self._games.append(game)
         return [
@@ -229,6 +231,8 @@ class _Schedule:
     ) -> tuple[Policy, EpisodeConversation]:
         progress = self._progress if is_returned else None
         kind: Any = ChatDialogue if isinstance(model, EndpointPolicy) else EpisodeConversation
+        if isinstance(session, BranchSession):
+            kind = BranchConversation
         conversation = kind(session, model, self._rollout.sampling_of(model), progress)
         if is_returned:
             self.returned.append(conversation)

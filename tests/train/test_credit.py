@@ -1,5 +1,6 @@
 """Credit by turn: what each method gives to whom by hand, what is recorded, what is refused, that it learns."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mrlm_train.advantages import group_advantages, over_tokens, turn_credit
 from mrlm_train.episodes.record import Episode
 from mrlm_train.grpo import GRPOConfig, GRPOTrainer
 from mrlm_train.ppo import PPOConfig
+from mrlm_train.rollout.branches import Branch, branch_values
 from mrlm_train.rollout.environments import EnvEntry
 from tests.support.guessing import GuessNumber
 from tests.support.playing import TOKENIZER, Radio, tiny_model
@@ -85,10 +87,10 @@ def test_a_state_is_compared_with_equal_states_of_its_group_at_any_turn() -> Non
 
 
 def test_a_state_without_a_name_is_like_no_other() -> None:
-    nameless: Any = [episode([1.0], ""), episode([0.0], "")]
-    for played in nameless:
-        played.state_keys = [None, None]
-    assert turn_credit(nameless, "state", 0.9) == [[0.0], [0.0]]
+    played: Any = [episode([1.0], ""), episode([0.0], ""), episode([3.0], "a=")]
+    for nameless in played[:2]:
+        nameless.state_keys = [None, None]
+    assert turn_credit(played, "state", 0.9) == [[0.0], [0.0], [0.0]]
 
 
 def test_an_invalid_episode_is_no_part_of_a_mean() -> None:
@@ -165,6 +167,65 @@ def test_a_batch_carries_the_credit_of_each_turn(credit: str, tmp_path: Path) ->
     assert math.isfinite(made.loss(made.model, batch).item())
 
 
+class Loose(Stairs):
+    """Says that it is deterministic, and is not."""
+
+    resets = 0
+
+    def begin(self, options: Options) -> Opening:
+        type(self).resets += 1
+        self.number = type(self).resets
+        return super().begin(options)
+
+    def respond(self, action: str) -> Reply:
+        reply = super().respond(action)
+        return Reply(f"{reply.text} {self.number}", reply.rewards, reply.done, reply.success)
+
+
+def test_a_branch_goes_on_from_the_tokens_and_the_state_of_its_origin(tmp_path: Path) -> None:
+    made = trainer(tmp_path, credit="branch")
+    played = made.collect([{"prompt": "", "entry": 0, "seed": 5} for _ in range(16)])
+    origin = next(e for e in played if len(e.turn_ends) > 2)
+    assert origin.prompt_ids and origin.completion_ids
+    branches = made.rollout.run([Branch(0, 5, draw, origin=origin, turn=2) for draw in range(100, 104)])
+    for branch in branches:
+        assert branch.valid and len(branch.turn_ends) == len(branch.turn_rewards) <= 2  # of four
+        assert branch.messages[:5] == origin.messages[:5] and branch.group_id == origin.group_id
+        start = len(branch.prompt_ids or ()) - len(origin.prompt_ids)
+        assert branch.prompt_ids == origin.prompt_ids + origin.completion_ids[:start]
+        assert origin.turn_ends[1] < start <= origin.turn_ends[2]
+    assert len({tuple(branch.completion_ids or ()) for branch in branches}) > 1
+    again = made.rollout.run([Branch(0, 5, 100, origin=origin, turn=2)])
+    assert again[0].completion_ids == branches[0].completion_ids
+
+
+def test_the_value_of_a_state_is_the_mean_return_of_its_branches_and_alike_states_are_one(tmp_path: Path) -> None:
+    made = trainer(tmp_path, credit="branch", credit_branches=3)
+    played = made.collect([{"prompt": "", "entry": 0, "seed": 5} for _ in range(16)])
+    values = branch_values(made.rollout, played, 3, 1000)
+    assert [len(row) for row in values] == [len(e.turn_ends) for e in played]
+    assert {row[0] for row in values} == {sum(e.reward for e in played) / 16}
+    assert all(0 <= v <= 1 and (3 * v).is_integer() for row in values for v in row[1:])
+    twin = dataclasses.replace(played[0])
+    assert (
+        branch_values(made.rollout, [played[0], twin], 3, 1000)[0]
+        == branch_values(made.rollout, [played[0]], 3, 1000)[0]
+    )
+    assert branch_values(made.rollout, [dataclasses.replace(twin, valid=False)], 3, 1000) == [[0.0] * len(values[0])]
+
+
+def test_a_turn_earns_what_it_adds_to_the_value_of_the_state() -> None:
+    played = [episode([0.0, 0.5, 1.0]), dataclasses.replace(episode([1.0]), valid=False)]
+    by_hand = [[pytest.approx(0.2), pytest.approx(0.2), pytest.approx(0.5)], [0.0]]
+    assert turn_credit(played, "branch", 0.9, [[0.6, 0.8, 0.5], [0.3]]) == by_hand
+
+
+def test_a_replay_that_differs_from_what_was_recorded_ends_the_run(tmp_path: Path) -> None:
+    made = trainer(tmp_path, EnvEntry("Loose", {"split": "all"}, make=Loose), credit="branch")
+    with pytest.raises(ValueError, match=r"Loose seed .*the replay differs from turn 2 on: the environment is not det"):
+        made.train()
+
+
 def test_only_what_the_method_asks_for_is_recorded_and_it_survives_a_file(tmp_path: Path) -> None:
     made = trainer(tmp_path, credit="solver")
     made.train()
@@ -184,8 +245,8 @@ def test_only_what_the_method_asks_for_is_recorded_and_it_survives_a_file(tmp_pa
     [
         (Radio, {"credit": "state"}, r"credit: state needs state_key\(\) of environment Radio, which gives none"),
         (GuessNumber, {"credit": "solver"}, r"credit: solver needs cost_to_go\(\) of environment GuessNumber"),
-        (STAIRS, {"credit": "critic"}, "credit must be one of episode, turn, state, solver, got 'critic'"),
-        (STAIRS, {"credit": "branch"}, "credit must be one of episode, turn, state, solver, got 'branch'"),
+        (STAIRS, {"credit": "critic"}, "credit must be one of episode, turn, state, solver, branch, got 'critic'"),
+        (Radio, {"credit": "branch"}, "credit: branch replays episodes, and environment Radio does not say that it is"),
     ],
 )
 def test_a_method_that_cannot_work_is_refused_in_one_line(
@@ -208,7 +269,7 @@ def test_ppo_credits_by_its_critic_alone(tmp_path: Path) -> None:
         PPOConfig(str(tmp_path), credit="state")
 
 
-@pytest.mark.parametrize("credit", ["turn", "state", "solver"])
+@pytest.mark.parametrize("credit", ["turn", "state", "solver", "branch"])
 def test_it_learns_to_climb(credit: str, tmp_path: Path) -> None:
     trained = trainer(tmp_path, credit=credit, per_device_train_batch_size=64, max_steps=40, max_turn_tokens=1)
     trained.train()
