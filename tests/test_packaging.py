@@ -1,18 +1,20 @@
 """What is built from the checkout installs elsewhere, and works there."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
+import mrlm_envs
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.slow
 PACKAGES = ("mrlm_envs", "mrlm_train")
 PLAY_ALL = """
 import gymnasium, mrlm_envs
@@ -65,6 +67,17 @@ def installed(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
     return programs
 
 
+def test_every_extra_that_is_named_anywhere_exists_and_so_does_one_for_every_environment() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
+    files = [*ROOT.glob("*.md"), *ROOT.glob("*.toml"), *ROOT.glob("docs/*.md")]
+    files += [path for folder in (*PACKAGES, "examples") for path in (ROOT / folder).rglob("*.py")]
+    texts = [path.read_text("utf-8") for path in files]
+    named = {name for text in texts for names in re.findall(r"mrlm\[([\w,-]+)\]", text) for name in names.split(",")}
+    assert {"train", "serve", "sql"} <= named <= extras
+    assert mrlm_envs.ENVIRONMENTS.keys() <= extras
+
+
+@pytest.mark.slow
 def test_every_tracked_file_of_the_packages_is_in_the_sdist_and_the_wheel(built: tuple[Path, Path]) -> None:
     listed = subprocess.run(["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     sdist, wheel = built
@@ -74,6 +87,7 @@ def test_every_tracked_file_of_the_packages_is_in_the_sdist_and_the_wheel(built:
         assert set(listed.split()) <= set(archive.namelist())
 
 
+@pytest.mark.slow
 def test_the_installed_command_works_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
     mrlm = installed / "mrlm"
     assert "play" in python("--help", cwd=tmp_path, program=mrlm)
@@ -84,6 +98,7 @@ def test_the_installed_command_works_outside_the_checkout(installed: Path, tmp_p
     assert (tmp_path / "space" / "Dockerfile").is_file()
 
 
+@pytest.mark.slow
 def test_the_demo_runs_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
     for name in ("demo_complete.py", "synthetic_data_generator.py"):
         (tmp_path / name).write_text((ROOT / "examples" / "demo_e2e" / name).read_text())

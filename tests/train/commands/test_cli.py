@@ -292,8 +292,7 @@ def test_real_gsm8k_trains(tmp_path):
 
     overrides = [
         "model.model_name_or_path=tiny",
-        f"envs.0.kwargs.tasks.train={DATA / 'gsm8k_train.jsonl'}",
-        f"envs.0.kwargs.tasks.test={DATA / 'gsm8k_test.jsonl'}",
+        f"envs.0.kwargs.tasks={{train: {DATA / 'gsm8k_train.jsonl'}, test: {DATA / 'gsm8k_test.jsonl'}}}",
         *("training.max_steps=2", "training.batch_size=8", "grpo.num_generations=4", "grpo.max_completion_length=12"),
         *(
             "grpo.eval_episodes=4",
