@@ -69,7 +69,7 @@ def test_the_yaml_blocks_of_a_page_are_valid_configuration(page: Path) -> None:
     for _, _, text, _ in blocks(page, "yaml"):
         raw = yaml.safe_load(text)
         for section in ("envs", "eval_envs"):
-            config._environments(raw, section, f"{page.name}")
+            config._environments(raw, section)
         if "model" in raw:
             config.check(raw)
         else:
