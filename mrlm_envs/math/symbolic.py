@@ -89,29 +89,26 @@ class _Pool:
     """A few workers, each used by one thread at a time and started when all others are busy."""
 
     def __init__(self) -> None:
-        self.size = min(4, os.cpu_count() or 1)
         self.workers: list[_Worker] = []
         self._free: list[_Worker] = []
-        self._change = threading.Condition()
+        self._places = threading.BoundedSemaphore(min(4, os.cpu_count() or 1))
 
     def take(self) -> _Worker:
-        with self._change:
-            self._change.wait_for(lambda: self._free or len(self.workers) < self.size)
-            if self._free:
-                return self._free.pop()
-            self.workers.append(_Worker())
-            return self.workers[-1]
+        self._places.acquire()
+        try:
+            return self._free.pop()
+        except IndexError:  # all that there are, are busy, and there may be one more
+            self.workers.append(worker := _Worker())
+            return worker
 
     def give(self, worker: _Worker) -> None:
-        with self._change:
-            self._free.append(worker)
-            self._change.notify()
+        self._free.append(worker)
+        self._places.release()
 
     def drop(self, worker: _Worker) -> None:
         worker.kill()
-        with self._change:
-            self.workers.remove(worker)
-            self._change.notify()
+        self.workers.remove(worker)
+        self._places.release()
 
 
 _pool = _Pool()
