@@ -202,19 +202,15 @@ class TemplateLauncher:
             LaunchFailed: It could not be started.
             TemplateDied: A process of ours was killed; a new one will take the next call.
         """
-        if workspace.worker is not None and (workspace.worker.limits.kernel, workspace.worker.template) != (
-            limits.kernel,
-            self.pid,
-        ):
-            workspace.worker.close()
-            workspace.worker = None
-        if workspace.worker is not None:
+        worker, wanted = workspace.worker, (limits.kernel, self.pid)
+        if worker is not None and (worker.limits.kernel, worker.template) == wanted:
             try:
-                return workspace.worker.start()
+                return worker.start()
             except TemplateDied:  # since its last run; no program of this run has been started yet
-                workspace.worker.close()
-                workspace.worker = None
                 self.forget_dead()
+        if worker is not None:
+            worker.close()
+            workspace.worker = None
         workspace.worker = self._worker(workspace, limits)
         return workspace.worker.start()
 

@@ -206,20 +206,12 @@ class Sandbox:
             stack, limits = contextlib.ExitStack(), Limits(_TRUSTED_S, _NO_LIMIT_S, memory_mb)
             held = stack, limits, 0, stack.enter_context(self.open(limits, queue=False))
         stack, limits, uses, program = held
-        try:
+        with stack:  # ends the process, unless it is kept for the next
             yield program
             program.finish_load()
-        except BaseException:
-            stack.close()
-            raise
-        if program.failure is not None:
-            stack.close()
-            return
-        with self._lock:
-            if self._launcher is not None:
-                self._trusted.append((stack, limits, uses + 1, program))
-                return
-        stack.close()
+            with self._lock:
+                if program.failure is None and self._launcher is not None:
+                    self._trusted.append((stack.pop_all(), limits, uses + 1, program))
 
     def start(self) -> "Sandbox":
         """Starts the pool now rather than with the first run, so that an environment can refuse at once.
