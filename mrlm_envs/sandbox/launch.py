@@ -236,23 +236,19 @@ class TemplateLauncher:
         return Worker(worker, limits, self.pid)
 
     def _begin(self) -> _Control:
-        control = _Control()
+        control = self._control = _Control()
         fd, nothing = control.theirs.fileno(), subprocess.DEVNULL
         command = [sys.executable, *_SCRIPT, "serve", str(fd), str(os.getpid()), self._root]
         try:
             self._popen = _start(command, fd, cwd="/", stdin=nothing, stdout=nothing, stderr=nothing)
-        except OSError as error:
-            control.close()
-            raise LaunchFailed(f"{sys.executable} does not start: {error.strerror}") from error
-        control.theirs.close()
-        self._control = control
-        try:
+            control.theirs.close()
             control.receive(b"H")
-        except TemplateDied as error:
+        except BaseException as error:
             self._end()
-            raise LaunchFailed(f"{sys.executable} did not start as a template") from error
-        except LaunchFailed:
-            self._end()
+            if isinstance(error, OSError):
+                raise LaunchFailed(f"{sys.executable} does not start: {error.strerror}") from error
+            if isinstance(error, TemplateDied):
+                raise LaunchFailed(f"{sys.executable} did not start as a template") from error
             raise
         return control
 
