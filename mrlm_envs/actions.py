@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from mrlm_envs import answers
 from mrlm_envs.core import Reply
+from mrlm_envs.tasks import check_choice
 
 A = TypeVar("A")
 REWARDS = ("success", "grl")
@@ -70,8 +71,7 @@ class Actions:
         malformed_reward: float = 0.0,
         keys: Mapping[str, str] | None = None,
     ) -> None:
-        if reward not in REWARDS:
-            raise ValueError(f"reward must be one of {', '.join(REWARDS)}, got {reward!r}")
+        check_choice("reward", reward, REWARDS)
         for name, value in (("max_actions_per_turn", max_actions_per_turn), ("max_actions", max_actions)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
@@ -184,6 +184,5 @@ def from_preset(presets: Mapping[str, Mapping[str, Any]], preset: str, **given: 
     Raises:
         ValueError: If there is no such preset.
     """
-    if preset not in presets:
-        raise ValueError(f"preset must be one of {', '.join(presets)}, got {preset!r}")
+    check_choice("preset", preset, presets)
     return {**presets[preset], **{name: value for name, value in given.items() if value is not None}}

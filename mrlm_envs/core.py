@@ -36,7 +36,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from mrlm_envs.spaces import Unicode
-from mrlm_envs.tasks import SPLITS, Row, Source, Tasks, in_split, nearest
+from mrlm_envs.tasks import SPLITS, Row, Source, Tasks, check_choice, in_split, nearest
 
 Info = dict[str, Any]
 Options = dict[str, Any]
@@ -133,8 +133,7 @@ class TextEnv(gymnasium.Env[str, str]):
     ) -> None:
         if unknown:
             raise TypeError(_unknown_argument(type(self), next(iter(unknown))))
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        check_choice("split", split, SPLITS)
         if not isinstance(max_turns, int) or max_turns < 1:
             raise ValueError(f"max_turns must be an integer of at least 1, got {max_turns!r}")
         if not isinstance(max_length, int) or max_length < 1:

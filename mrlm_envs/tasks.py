@@ -96,6 +96,16 @@ def check_range(
     )
 
 
+def check_choice(name: str, value: object, known: Collection[object]) -> None:
+    """Checks an argument of which the values are named.
+
+    Raises:
+        ValueError: It has another value.
+    """
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown name: the nearest known one, or all of them."""
     known = list(known)

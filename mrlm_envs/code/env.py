@@ -33,7 +33,7 @@ from mrlm_envs.code.tasks import problem
 from mrlm_envs.core import EnvFault, Opening, Options, Reply, TextEnv
 from mrlm_envs.sandbox import Limits, Sandbox, SandboxFault, SandboxUnavailable
 from mrlm_envs.sandbox.sandbox import Backend
-from mrlm_envs.tasks import Source
+from mrlm_envs.tasks import Source, check_choice
 from mrlm_envs.vector import TextVectorEnv
 
 _FENCE = re.compile(r"([ \t]*)(`{3,}(?=[^`]*$)|~{3,})\s*(\S*)")
@@ -77,10 +77,8 @@ class CodeEnv(TextEnv):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if reward not in ("binary", "fraction"):
-            raise ValueError(f"reward must be 'binary' or 'fraction', got {reward!r}")
-        if feedback not in ("public", "none"):
-            raise ValueError(f"feedback must be 'public' or 'none', got {feedback!r}")
+        check_choice("reward", reward, ("binary", "fraction"))
+        check_choice("feedback", feedback, ("public", "none"))
         for name, value, low, high in (
             ("timeout_s", timeout_s, 0.01, 600),
             ("memory_mb", memory_mb, 16, 1 << 20),

@@ -34,6 +34,7 @@ from typing import Any, ClassVar
 from mrlm_envs.actions import Actions, Outcome, from_preset
 from mrlm_envs.core import Opening, Options, Reply, TextEnv
 from mrlm_envs.games.planner import Move, State, after, plan, refusal
+from mrlm_envs.tasks import check_choice
 from mrlm_envs.vector import TextVectorEnv
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -86,8 +87,7 @@ class BlocksworldEnv(TextEnv):
         self.blocks: int = settings["blocks"]
         if not 2 <= self.blocks <= 999:
             raise ValueError(f"blocks must be from 2 to 999, got {self.blocks}")
-        if settings["view"] not in _VIEWS:
-            raise ValueError(f"view must be one of {', '.join(_VIEWS)}, got {settings['view']!r}")
+        check_choice("view", settings["view"], _VIEWS)
         if not separator.strip():
             raise ValueError(f"separator must not be blank, as moves contain spaces, got {separator!r}")
         self.show = _VIEWS[settings["view"]]

@@ -216,7 +216,8 @@ class TemplateLauncher:
 
     def _worker(self, workspace: Workspace, limits: Limits) -> Worker:
         worker = _Control()
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(worker.close)
             with self._lock:
                 template = self._control or self._begin()
                 message = b"W" + b"".join(bound.to_bytes(8, "big") for bound in limits.kernel)
@@ -230,9 +231,7 @@ class TemplateLauncher:
                     raise
             worker.theirs.close()
             worker.receive(b"H")
-        except BaseException:
-            worker.close()
-            raise
+            undo.pop_all()
         return Worker(worker, limits, self.pid)
 
     def _begin(self) -> _Control:

@@ -45,7 +45,7 @@ from mrlm_envs.sandbox import Sandbox, SandboxFault, SandboxUnavailable
 from mrlm_envs.sandbox.sandbox import Backend
 from mrlm_envs.sql import execute, parsing, schemas
 from mrlm_envs.sql.questions import KINDS, Question, generate
-from mrlm_envs.tasks import Row, Source, check_range
+from mrlm_envs.tasks import Row, Source, check_choice, check_range
 from mrlm_envs.vector import TextVectorEnv
 
 _MAX_CELL = 60  # characters of a value in a preview
@@ -95,9 +95,8 @@ class SQLEnv(TextEnv):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for name, value, known in (("reward", reward, ("success", "grl")), ("feedback", feedback, _FEEDBACK)):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        check_choice("reward", reward, ("success", "grl"))
+        check_choice("feedback", feedback, _FEEDBACK)
         if not 0 < timeout_s <= 600:
             raise ValueError(f"timeout_s must be above 0 and at most 600, got {timeout_s!r}")
         if (tasks is None) != (databases is None):

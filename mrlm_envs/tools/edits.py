@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from mrlm_envs.draws import Draw
 from mrlm_envs.tasks import packaged
 from mrlm_envs.tools.calls import Call
 from mrlm_envs.tools.task import Task
@@ -18,12 +19,8 @@ Drawn = tuple[str, dict[str, str], dict[str, str], list[tuple[Call, ...]]]
 """Question, files before, files after, reference turns."""
 
 
-def _between(rng: np.random.Generator, low: int, high: int) -> int:
-    return int(rng.integers(low, high + 1))
-
-
-def _some(rng: np.random.Generator, words: list[str], count: int) -> list[str]:
-    return [words[i] for i in rng.permutation(len(words))[:count]]
+def _some(draw: Draw, words: list[str], count: int) -> list[str]:
+    return [words[i] for i in draw.rng.permutation(len(words))[:count]]
 
 
 def _look(files: Iterable[str]) -> list[tuple[Call, ...]]:
@@ -31,36 +28,36 @@ def _look(files: Iterable[str]) -> list[tuple[Call, ...]]:
     return [(Call("list_files", {}),), tuple(Call("read_file", {"path": path}) for path in sorted(files))]
 
 
-def _setting(rng: np.random.Generator, level: int) -> Drawn:
+def _setting(draw: Draw, level: int) -> Drawn:
     """Change one value in the one file of several that is meant by its content."""
-    places = _some(rng, _PLACES, 2 + level)
-    owners = _some(rng, _NAMES, len(places))
-    key = _KEYS[_between(rng, 0, len(_KEYS) - 1)]
+    places = _some(draw, _PLACES, 2 + level)
+    owners = _some(draw, _NAMES, len(places))
+    key = draw.row(*_KEYS)
     before = {}
     for place, owner in zip(places, owners):
-        keys = [key, *_some(rng, [name for name in _KEYS if name != key], 3 + level)]
-        lines = [f"{name} = {_between(rng, 10, 9999)}" for name in sorted(keys)]
+        keys = [key, *_some(draw, [name for name in _KEYS if name != key], 3 + level)]
+        lines = [f"{name} = {draw.whole(10, 9999)}" for name in sorted(keys)]
         before[f"config/{place}.ini"] = "\n".join([f"# owner: {owner}", *lines]) + "\n"
-    chosen = _between(rng, 0, len(places) - 1)
+    chosen = draw.whole(0, len(places) - 1)
     path = f"config/{places[chosen]}.ini"
     old = next(line for line in before[path].splitlines() if line.startswith(f"{key} = "))
-    new = f"{key} = {_between(rng, 10_000, 99_999)}"
+    new = f"{key} = {draw.whole(10_000, 99_999)}"
     question = _TEXTS["setting"].format(owner=owners[chosen], new=new)
     edit = Call("replace_in_file", {"path": path, "old": f"{old}\n", "new": f"{new}\n"})
     after = before | {path: before[path].replace(f"{old}\n", f"{new}\n")}
     return question, before, after, [*_look(before), (edit,)]
 
 
-def _cleaning(rng: np.random.Generator, level: int) -> Drawn:
+def _cleaning(draw: Draw, level: int) -> Drawn:
     """Delete or move the files whose first line says so."""
-    names = _some(rng, _NAMES, 3 + level)
-    finished = set(_some(rng, names, _between(rng, 1, len(names) - 2)))
+    names = _some(draw, _NAMES, 3 + level)
+    finished = set(_some(draw, names, draw.whole(1, len(names) - 2)))
     before = {}
     for name in names:
         status = "done" if name in finished else "open"
-        before[f"inbox/{name}.txt"] = f"status: {status}\nticket {_between(rng, 1000, 99_999)} of {name}\n"
+        before[f"inbox/{name}.txt"] = f"status: {status}\nticket {draw.whole(1000, 99_999)} of {name}\n"
     affected = [path for path in sorted(before) if "status: done" in before[path]]
-    if _between(rng, 0, 1):
+    if draw.whole(0, 1):
         after = {path: text for path, text in before.items() if path not in affected}
         deletions = tuple(Call("delete_file", {"path": path}) for path in affected)
         return _TEXTS["deletion"], before, after, [*_look(before), deletions]
@@ -70,20 +67,20 @@ def _cleaning(rng: np.random.Generator, level: int) -> Drawn:
     return _TEXTS["move"], before, after, [*_look(before), moves]
 
 
-def _renaming(rng: np.random.Generator, level: int) -> Drawn:
+def _renaming(draw: Draw, level: int) -> Drawn:
     """Rename a function wherever it is called."""
-    verbs, nouns = _some(rng, _VERBS, 4), _some(rng, _NOUNS, 4)
+    verbs, nouns = _some(draw, _VERBS, 4), _some(draw, _NOUNS, 4)
     functions = [f"{verb}_{noun}" for verb, noun in zip(verbs, nouns)]
     old, new = functions[0], f"{verbs[1]}_{nouns[0]}"
-    modules = _some(rng, _PLACES, 2 + level)
-    using = set(_some(rng, modules, _between(rng, 1, len(modules) - 1)))
+    modules = _some(draw, _PLACES, 2 + level)
+    using = set(_some(draw, modules, draw.whole(1, len(modules) - 1)))
     before = {}
     for module in modules:
-        called = [functions[_between(rng, 1, 3)] for _ in range(2)]
+        called = [functions[draw.whole(1, 3)] for _ in range(2)]
         if module in using:
-            called[_between(rng, 0, 1)] = old
-            called += [old] * _between(rng, 0, 1)
-        lines = [f"{name} = {function}({_between(rng, 1, 999)})" for name, function in zip("abc", called)]
+            called[draw.whole(0, 1)] = old
+            called += [old] * draw.whole(0, 1)
+        lines = [f"{name} = {function}({draw.whole(1, 999)})" for name, function in zip("abc", called)]
         before[f"src/{module}.py"] = "\n".join(lines) + "\n"
     question = _TEXTS["renaming"].format(old=old, new=new)
     after = {path: text.replace(old, new) for path, text in before.items()}
@@ -95,10 +92,10 @@ def _renaming(rng: np.random.Generator, level: int) -> Drawn:
     return question, before, after, [*_look(before), edits]
 
 
-def _merging(rng: np.random.Generator, level: int) -> Drawn:
+def _merging(draw: Draw, level: int) -> Drawn:
     """Merge lists into one sorted file."""
-    places = _some(rng, _PLACES, 2 + level // 3)
-    words = _some(rng, [f"{a}-{b}" for a in _NAMES for b in _NOUNS], 2 * level + 4)
+    places = _some(draw, _PLACES, 2 + level // 3)
+    words = _some(draw, [f"{a}-{b}" for a in _NAMES for b in _NOUNS], 2 * level + 4)
     before = {}
     for i, place in enumerate(places):
         before[f"lists/{place}.txt"] = "\n".join(words[i :: len(places)]) + "\n"
@@ -107,12 +104,13 @@ def _merging(rng: np.random.Generator, level: int) -> Drawn:
     return _TEXTS["merging"], before, before | {"merged.txt": merged}, [*_look(before), (write,)]
 
 
-_EDITS: tuple[Callable[[np.random.Generator, int], Drawn], ...] = (_setting, _cleaning, _renaming, _merging)
+_EDITS: tuple[Callable[[Draw, int], Drawn], ...] = (_setting, _cleaning, _renaming, _merging)
 
 
 def files_task(rng: np.random.Generator, level: int) -> Task:
     """An edit of a handful of files; a higher level has more of them."""
-    text, before, after, turns = _EDITS[_between(rng, 0, len(_EDITS) - 1)](rng, level)
+    draw = Draw(rng)
+    text, before, after, turns = draw.row(*_EDITS)(draw, level)
     question = f"{text} {_TEXTS['done']}"
     digest = hashlib.blake2b(f"{question} {sorted(before.items())}".encode(), digest_size=12).hexdigest()
     return Task(f"files/{digest}", question, None, tuple(turns), before, after)

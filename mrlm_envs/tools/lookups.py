@@ -1,6 +1,7 @@
 """Generated questions about the encyclopedia: chains of look-ups, and chains that end in a calculation and a file."""
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +92,7 @@ def mixed_task(rng: np.random.Generator, level: int) -> Task:
 def _both(first: Chain, second: Chain) -> tuple[tuple[Call, ...], ...]:
     """The calls of two chains side by side: each turn makes a call of either, as long as both have some."""
     a, b = first.calls(), second.calls()
-    return tuple((a[i] if i < len(a) else ()) + (b[i] if i < len(b) else ()) for i in range(max(len(a), len(b))))
+    return tuple(one + other for one, other in itertools.zip_longest(a, b, fillvalue=()))
 
 
 def _value(chain: Chain) -> int:
