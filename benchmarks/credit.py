@@ -6,7 +6,8 @@
 Tasks are those of `benchmarks/ppo.py`: `game`, a digit in four guesses, and `sokoban`, 6×6 with one box and a move a
 turn, its rooms of the test split unseen in training. A row of the output is a cell: success before and after (500
 episodes sampled at temperature 1), steps made, CPU-seconds. Cells that the file has already are skipped. The batch is
-64 episodes; `--groups` says how many to a task.
+64 episodes; `--groups` says how many to a task. `--probe` trains nothing: it prints how well each way agrees with Monte
+Carlo at the start (`mrlm credit-probe`, 16 groups of 8, 16 fresh episodes from each state).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import ppo
+from mrlm_train.commands import credit_probe
 from mrlm_train.grpo import GRPOConfig, GRPOTrainer
 from mrlm_train.inference import policy
 from mrlm_train.ppo import PPOConfig, PPOTrainer
@@ -100,8 +102,16 @@ def main() -> None:
     parser.add_argument("--cpu-seconds", type=float, default=15)
     parser.add_argument("--folder", default="runs/benchmark-ppo", help="where the starts are kept")
     parser.add_argument("--output", default="runs/credit.jsonl", help="JSONL file to append to")
+    parser.add_argument("--probe", action="store_true", help="agreement with Monte Carlo instead of training")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.probe:
+        settings = ppo.TASKS[given.task]
+        limits = {name: settings["rl"][name] for name in ("max_completion_length", "max_turn_tokens")}
+        for seed in given.seeds:
+            begun = str(ppo.start(given.task, seed, Path(given.folder)))
+            credit_probe.run(begun, settings["env"], tasks=16, num_generations=8, seed=seed + 1000, **limits)
+        return
     path, columns = Path(given.output), ("task", "way", "seed", "groups", "learning_rate")
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
     done = {tuple(row[name] for name in columns) for row in rows}

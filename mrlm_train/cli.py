@@ -332,6 +332,39 @@ def prove(
     prove.run(load, pathlib.Path(output), range(seeds), problems)
 
 
+def credit_probe(
+    model: Annotated[str, arg(metavar="PATH")],
+    environment: str,
+    env_arg: Pairs = (),
+    tasks: Positive = 8,
+    group_size: Positive = 8,
+    branches: Positive = 16,
+    generation: OmitArgPrefixes[Generation] = Generation(temperature=1.0),
+    output: Annotated[str | None, arg(metavar="FILE")] = None,
+) -> None:
+    """How well each way of credit agrees with Monte Carlo: which turn of an episode mattered?
+
+    Args:
+        model: A model folder, a Hub name or tiny.
+        environment: Short name (sokoban), id, or module:id; one that can be replayed.
+        env_arg: Argument of the environment, the value in YAML, for example difficulty=[1,2]; may be given again.
+        tasks: Groups that are played.
+        group_size: Episodes of each.
+        branches: Fresh episodes from each state, for the reference.
+        generation: How replies are sampled.
+        output: Write the figures as JSON.
+    """
+    _need_trainers()
+    from mrlm_train.commands import credit_probe as command
+    from mrlm_train.inference.hub import check_exists
+
+    check_exists(model)
+    sampling = dataclasses.asdict(generation)
+    sampling["max_completion_length"] = sampling.pop("max_episode_tokens")
+    (entry,) = _entries([environment], env_arg)
+    command.run(model, entry, tasks, branches, output, num_generations=group_size, **sampling)
+
+
 def regrade(
     episodes: Positional[str],
     env: str | None = None,
@@ -451,7 +484,7 @@ def serve() -> None:  # its flags belong to `mrlm_envs.serving`, which also work
 COMMANDS: dict[str, Any] = {
     **{"train": train, "eval": evaluate, "collect": collect, "serve": serve},
     **{"export": export, "play": play, "info": info, "demo": demo},
-    **{"check": check, "prove": prove, "regrade": regrade},
+    **{"check": check, "prove": prove, "regrade": regrade, "credit-probe": credit_probe},
 }
 
 
