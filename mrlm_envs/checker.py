@@ -13,7 +13,6 @@ import json
 import math
 import pickle
 import random
-import statistics
 import threading
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
@@ -32,7 +31,6 @@ from mrlm_envs.checks.playing import (
     WORDS,
     Policy,
     Trace,
-    earned,
     episode,
     mixed,
 )
@@ -248,9 +246,8 @@ def _check_thread(env: gymnasium.Env[Any, Any], deterministic: bool) -> None:
 def _returns(env: gymnasium.Env[Any, Any], policy: Policy, seeds: range) -> tuple[float, float]:
     """Mean return and success rate."""
     traces = [play(env, policy, seed) for seed in seeds]
-    return statistics.fmean(map(earned, traces)), sum(json.loads(trace[-1][-1])["success"] for trace in traces) / len(
-        traces
-    )
+    total = sum(step[1] for trace in traces for step in trace[1:])
+    return total / len(traces), sum(json.loads(trace[-1][-1])["success"] for trace in traces) / len(traces)
 
 
 def _check_expert(env: gymnasium.Env[Any, Any], episodes: int, skipped: dict[str, str]) -> float | None:

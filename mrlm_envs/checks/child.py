@@ -17,18 +17,6 @@ from mrlm_envs.checks.playing import Crash, episode, follow, say
 Job = tuple[int, list[str] | str]  # a seed, and the actions or the one that is said until the end
 
 
-class Lost(RuntimeError):
-    """The process ended, or took too long, before its job was done.
-
-    Attributes:
-        done: Answers up to then.
-    """
-
-    def __init__(self, message: str, done: list[dict[str, Any]]) -> None:
-        super().__init__(message)
-        self.done = done
-
-
 def run(env_id: str, kwargs: dict[str, Any], episodes: Sequence[Job], hash_seed: int, timeout: float) -> list[Any]:
     """Play episodes in a fresh process that makes the environment once.
 
@@ -40,27 +28,25 @@ def run(env_id: str, kwargs: dict[str, Any], episodes: Sequence[Job], hash_seed:
         timeout: Seconds for all of it.
 
     Returns:
-        `{"made": true}`, and for each episode `{"trace": …}` or `{"crash": message, "seed", "action"}`.
-
-    Raises:
-        Lost: If the process ends early or takes too long.
+        For each episode `{"trace": …}` or `{"crash": message, "seed", "action"}`. `{"lost": message}` is the last when
+        the process could not be started, ended early or took too long.
     """
-    job = json.dumps({"env": env_id, "kwargs": kwargs, "path": sys.path, "episodes": episodes})
     environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
-    command = [sys.executable, "-m", __name__]
     lost, output = "", b""
     try:
-        done = subprocess.run(command, input=job.encode(), env=environment, capture_output=True, timeout=timeout)
+        job = json.dumps({"env": env_id, "kwargs": kwargs, "path": sys.path, "episodes": episodes}).encode()
+        command = [sys.executable, "-m", __name__]
+        done = subprocess.run(command, input=job, env=environment, capture_output=True, timeout=timeout)
         output = done.stdout
         if done.returncode:
             last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
             lost = f"the process ended with status {done.returncode} {' '.join(last)}".strip()
     except subprocess.TimeoutExpired as late:
         lost, output = f"no answer within {timeout:g} s", late.stdout or b""
+    except TypeError:
+        lost = "its arguments are not JSON"
     answers = [json.loads(line) for line in output.splitlines() if line.startswith(b'{"') and line.endswith(b"}")]
-    if lost:
-        raise Lost(lost, answers)
-    return answers
+    return answers + ([{"lost": lost}] if lost else [])
 
 
 def main() -> None:
@@ -75,7 +61,6 @@ def main() -> None:
     job = json.load(sys.stdin)
     sys.path[:] = job["path"]
     env = make(job["env"], job["kwargs"])
-    print(json.dumps({"made": True}), file=answer, flush=True)
     for seed, actions in job["episodes"]:
         policy = say(actions) if isinstance(actions, str) else follow(actions)
         try:

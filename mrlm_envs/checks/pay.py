@@ -1,5 +1,6 @@
 """Does the reward pay for the task, and for nothing else? oracle, floor, leakage, difficulty."""
 
+import contextlib
 import json
 import math
 import re
@@ -9,11 +10,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from mrlm_envs.checks.playing import INJECTION, WORDS, Policy, earned, expert, follow, play, recorded, say
-from mrlm_envs.checks.subject import Fail, Sample, Skip, Subject
+from mrlm_envs.checks.playing import INJECTION, WORDS, Played, Policy, expert, follow, play, say
+from mrlm_envs.checks.subject import Fail, Skip, Subject
 
 CONSTANTS = ("yes", "no", "true", "false", "A", "B", "C", "D", "0", "1", "2", "10")
-FORMS = ("{0}", "#### {0}\n<answer>{0}</answer>\n\\boxed{{{0}}}")  # an answer as it is, and marked as one
+FORMS = ("{0}", "\\boxed{{{0}}}", "<answer>{0}</answer>", "#### {0}")  # an answer as it is, and marked as one
 COPYING = ("echo", "the observation in a box")
 # Policies that say nothing about the task: one lucky hit is no more likely for them than for noise.
 BLIND: dict[str, Policy] = {
@@ -54,10 +55,12 @@ def _find_copied(subject: Subject, env: gymnasium.Env[str, str]) -> None:
         candidates = set(_parts(env, 0, before))
         for seed in subject.seeds(16):
             parts = _parts(env, seed, before)
-            values = {parts[place] for place in candidates if place in parts}  # each text once
-            paid = {
-                value for value in values if not subject.is_late and _pay(env, seed, before, value)[0] >= maximum / 2
-            }
+            paid = set()
+            for value in dict.fromkeys(text for place, text in parts.items() if place in candidates):  # each text once
+                if seed == 0 and subject.is_late:
+                    break  # no time to try more
+                if _pay(env, seed, before, value)[0] >= maximum / 2:
+                    paid.add(value)
             candidates = {place for place in candidates if parts.get(place) in paid}
         for place in sorted(candidates, key=str):
             shown = [_parts(env, seed, before).get(place, "") for seed in range(5)]
@@ -74,7 +77,7 @@ def _pay(env: gymnasium.Env[str, str], seed: int, before: list[str], value: str)
     """What a text earns that is said after some actions, and in which form it earns most."""
     paid = []
     for action in (form.format(value) for form in FORMS):
-        trace = play(env, follow([*before, action]), seed)
+        trace = play(env, follow([*before, action]), seed).trace
         paid.append((trace[-1][1] if len(trace) == len(before) + 2 else 0.0, action))
     return max(paid)
 
@@ -96,8 +99,8 @@ def _parts(env: gymnasium.Env[str, str], seed: int, before: list[str]) -> dict[t
 
 
 def _shown(env: gymnasium.Env[str, str], observation: str, info: dict[str, Any]) -> dict[str, str]:
-    """Place to text: the observation, the texts and numbers of info (tools among them), the rendered rest."""
-    shown = {"the observation": observation}
+    """Place to text: the texts and numbers of info (tools among them), the observation, the rendered rest."""
+    shown: dict[str, str] = {}
 
     def walk(value: Any, path: str) -> None:
         if isinstance(value, dict):
@@ -110,8 +113,10 @@ def _shown(env: gymnasium.Env[str, str], observation: str, info: dict[str, Any])
             shown[path] = str(value)
 
     walk({key: value for key, value in info.items() if key not in _UNTOLD}, "info")
-    if env.render_mode == "ansi" and isinstance(rendered := env.render(), str):
-        shown["the rendered text"] = rendered.replace(observation, "")
+    shown["the observation"] = observation
+    with contextlib.suppress(NotImplementedError):
+        if isinstance(rendered := env.render(), str):
+            shown["the rendered text"] = rendered.replace(observation, "")
     return shown
 
 
@@ -138,16 +143,16 @@ def floor(subject: Subject) -> str:
     for name, policy in {**BLIND, **_guesses(subject)}.items():
         if leaked and name in COPYING:
             continue  # it would earn by the leak
-        samples = [_sample(subject, policy, seed) for seed in subject.seeds(2 * subject.limits.episodes, 1_000)]
-        subject.lazy[name] = samples
-        by_task = {sample.task: sample.returned for sample in samples}
+        played = [play(subject.env, policy, seed) for seed in subject.seeds(2 * subject.limits.episodes, 1_000)]
+        subject.lazy[name] = played
+        by_task = {done.task_id: done.returned for done in played}
         mean = statistics.fmean(by_task.values())
         error = statistics.pstdev(by_task.values()) / math.sqrt(len(by_task))
         hits = sum(returned > limit for returned in by_task.values())
         # more than chance explains; and a guess may be the answer of a task or two
         is_paid = mean - 1.96 * error > limit and (hits >= 3 or name in BLIND)
-        best = max(samples, key=lambda sample: sample.returned)
-        rows.append((is_paid, mean, name, best.seed, best.action))
+        best = max(played, key=lambda done: done.returned)
+        rows.append((is_paid, mean, name, best.seed, best.last_action))
     is_paid, mean, name, seed, action = max(rows)
     evidence = (
         f"the best policy that does not solve tasks ({name}) earns {mean:.3f} in the mean; the limit is {limit:g}"
@@ -157,16 +162,6 @@ def floor(subject: Subject) -> str:
     if is_paid:
         raise Fail(evidence, seed, action)
     return evidence
-
-
-def _sample(subject: Subject, policy: Policy, seed: int) -> Sample:
-    actions: list[str] = []
-    trace = play(subject.env, recorded(policy, actions), seed)
-    info = json.loads(trace[0][1])
-    task = str(info.get("task_id", trace[0][0]))
-    head = re.match(r"[A-Za-z_]+(?=[:/])", task)  # `addition/17+25`
-    kind = str(info.get("kind") or (head.group() if head else ""))
-    return Sample(task, kind, earned(trace), seed, actions[-1] if actions else "")
 
 
 def _guesses(subject: Subject) -> dict[str, Policy]:
@@ -179,8 +174,8 @@ def _guesses(subject: Subject) -> dict[str, Policy]:
     for text in sorted(constants):
         if subject.is_late and means:
             break
-        samples = [_sample(subject, say(text), seed) for seed in range(600, 608)]
-        means[text] = statistics.fmean({sample.task: sample.returned for sample in samples}.values())
+        played = [play(subject.env, say(text), seed) for seed in range(600, 608)]
+        means[text] = statistics.fmean({done.task_id: done.returned for done in played}.values())
     constant = max(means, key=lambda text: means[text])
     return {
         f"always {constant[:40]!r}": say(constant),
@@ -194,37 +189,32 @@ def oracle(subject: Subject) -> str:
     if subject.expert is None:
         outside = "cannot be known from outside: an expert is never served"
         raise Skip(outside if subject.is_remote else "the environment has no expert")
-    returns, short = [], None
-    for seed in subject.seeds(subject.limits.episodes):
-        actions: list[str] = []
-        trace = play(subject.env, recorded(expert, actions), seed)
-        returns.append(earned(trace))
-        subject.lengths.append((len(actions), sum(map(len, actions))))
-        is_solved = len(trace) > 1 and json.loads(trace[-1][-1]).get("success", True)
-        if short is None and (returns[-1] < maximum - 1e-9 or not is_solved):
-            short = seed, actions[-1] if actions else None
-    mean = statistics.fmean(returns)
-    evidence = f"the expert earns {mean:.3f} in the mean of {len(returns)} episodes, {min(returns):.3f} at least"
+    played = subject.solved = [play(subject.env, expert, seed) for seed in subject.seeds(subject.limits.episodes)]
+    mean, worst = _mean(played), min(played, key=lambda done: done.returned)
+    evidence = f"the expert earns {mean:.3f} in the mean of {len(played)} episodes, {worst.returned:.3f} at least"
     if subject.expert != "always":
         return f"{evidence}; it is declared {subject.expert}: it need not earn {maximum:g}"
-    if short is None:
+    is_told = [json.loads(done.trace[-1][-1]).get("success", True) for done in played]
+    if worst.returned >= maximum - 1e-9 and all(is_told):
         return evidence
+    short = worst if all(is_told) else played[is_told.index(False)]
     if subject.found["floor"].status == "fail" and mean < max(map(_mean, subject.lazy.values())):
         raise Skip(f"{evidence}, but the reward pays others more (see floor): mend that first")
-    raise Fail(f"{evidence}, not {maximum:g}", *short)
+    raise Fail(f"{evidence}, not {maximum:g}", short.seed, short.last_action)
 
 
 def difficulty(subject: Subject) -> str:
     """How much the expert has to say, and whether a kind of task is given away."""
     facts = []
-    if subject.lengths:
-        turns, characters = (statistics.fmean(values) for values in zip(*subject.lengths))
+    if subject.solved:
+        turns = statistics.fmean(len(done.actions) for done in subject.solved)
+        characters = statistics.fmean(sum(map(len, done.actions)) for done in subject.solved)
         facts.append(f"the expert takes {turns:.1f} turns, {characters:.0f} characters")
     floors: list[tuple[float, str, str]] = []
-    for who, samples in subject.lazy.items():
-        for kind in {sample.kind for sample in samples}:
-            among = [sample for sample in samples if sample.kind == kind]
-            if 4 <= len(among) < len(samples):
+    for who, played in subject.lazy.items():
+        for kind in set(map(_kind, played)):
+            among = [done for done in played if _kind(done) == kind]
+            if 4 <= len(among) < len(played):
                 floors.append((_mean(among), kind, who))
     if floors:
         mean, kind, who = max(floors)
@@ -236,5 +226,11 @@ def difficulty(subject: Subject) -> str:
     return "; ".join(facts)
 
 
-def _mean(samples: list[Sample]) -> float:
-    return statistics.fmean(sample.returned for sample in samples)
+def _kind(done: Played) -> str:
+    """`info["kind"]`, or the word with which the task's id begins (`addition/17+25`)."""
+    head = re.match(r"[A-Za-z_]+(?=[:/])", done.task_id)
+    return str(json.loads(done.trace[0][1]).get("kind") or (head.group() if head else ""))
+
+
+def _mean(played: list[Played]) -> float:
+    return statistics.fmean(done.returned for done in played)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -111,14 +112,41 @@ def episode(
     raise Crash(f"seed {seed}: the episode has not ended after {limit} steps", seed)
 
 
-def play(env: gymnasium.Env[Any, Any], policy: Policy, seed: int, limit: int = STEP_LIMIT) -> Trace:
-    """The whole trace of an episode; see `episode`."""
-    return list(episode(env, policy, seed, limit))
+@dataclass
+class Played:
+    """An episode as it was played: its seed, its actions, its trace."""
+
+    seed: int
+    actions: list[str]
+    trace: Trace
+
+    @property
+    def returned(self) -> float:
+        """The sum of its rewards."""
+        return sum(step[1] for step in self.trace[1:])
+
+    @property
+    def task_id(self) -> str:
+        """The environment's name of the task, or else the first observation."""
+        return str(json.loads(self.trace[0][1]).get("task_id", self.trace[0][0]))
+
+    @property
+    def last_action(self) -> str | None:
+        """What was said last, None if nothing was."""
+        return self.actions[-1] if self.actions else None
 
 
-def earned(trace: Trace) -> float:
-    """The return of an episode."""
-    return sum(step[1] for step in trace[1:])
+def play(env: gymnasium.Env[Any, Any], policy: Policy, seed: int) -> Played:
+    """Play one episode, to its end or until the policy stops."""
+    actions: list[str] = []
+
+    def act(env: gymnasium.Env[str, str], observation: str) -> str | None:
+        action = policy(env, observation)
+        if action is not None:
+            actions.append(action)
+        return action
+
+    return Played(seed, actions, list(episode(env, act, seed)))
 
 
 def as_json(info: dict[str, Any]) -> str:
@@ -141,18 +169,6 @@ def follow(actions: Iterable[str]) -> Policy:
     """A policy that takes these actions and then stops."""
     left = iter(actions)
     return lambda _, __: next(left, None)
-
-
-def recorded(policy: Policy, actions: list[str]) -> Policy:
-    """The same policy, whose actions are appended to `actions`."""
-
-    def act(env: gymnasium.Env[str, str], observation: str) -> str | None:
-        action = policy(env, observation)
-        if action is not None:
-            actions.append(action)
-        return action
-
-    return act
 
 
 def mixed(seed: int) -> Policy:

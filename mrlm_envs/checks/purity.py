@@ -12,8 +12,8 @@ import gymnasium
 import numpy as np
 
 from mrlm_envs.checks import child
-from mrlm_envs.checks.playing import Crash, Trace, episode, follow, play
-from mrlm_envs.checks.subject import Fail, Recorded, Skip, Subject
+from mrlm_envs.checks.playing import Crash, Played, Trace, episode, follow, play
+from mrlm_envs.checks.subject import Fail, Skip, Subject
 from mrlm_envs.core import TextEnv
 
 SEEDS = 6  # episodes that are recorded and replayed
@@ -28,15 +28,16 @@ def determinism(subject: Subject) -> str:
     for seed in subject.seeds(SEEDS):
         drawn = _global_draws()
         one, two = subject.make(), subject.make()
-        first = subject.record(one, seed)
+        first = play(one, subject.policy(seed), seed)
         if _global_draws() != drawn:
             evidence = "the environment draws from the global generator of random or numpy; use one of its own"
             raise Fail(evidence, seed, next(iter(first.actions), None))
-        again, other = (play(env, follow(first.actions), seed) for env in (one, two))
+        again, other = (play(env, follow(first.actions), seed).trace for env in (one, two))
         subject.episodes.append(first)
         if other != first.trace:
             difference = _difference("a second instance", first, other)
-            if not _fresh_processes_agree(subject, first):
+            fresh = [_in_child(subject, [first], 1) for _ in range(2)]
+            if fresh[0] != fresh[1] or "lost" in fresh[0][-1]:
                 raise difference
             subject.interference = difference
             return "fresh processes replay the same bytes; within one, see interleaving"
@@ -50,11 +51,10 @@ def determinism(subject: Subject) -> str:
 
 def replay(subject: Subject) -> str:
     """Other processes, other hash seeds, same bytes."""
-    try:
-        first, second = (_in_child(subject, subject.episodes, hash_seed) for hash_seed in (1, 2))
-    except (child.Lost, TypeError) as error:
-        raise Skip(f"the environment cannot be played in another process: {error}") from None
+    first, second = (_in_child(subject, subject.episodes, hash_seed) for hash_seed in (1, 2))
     for done, one, other in zip(subject.episodes, first, second):
+        if lost := one.get("lost") or other.get("lost"):
+            raise Skip(f"the environment cannot be played in another process: {lost}")
         if one != other:
             traces = ([["crashed", found["crash"]]] if "crash" in found else found["trace"] for found in (one, other))
             raise _difference("a process with another PYTHONHASHSEED", done, *traces)
@@ -116,7 +116,7 @@ def pickling(subject: Subject) -> str:
             raise Fail(f"{what} does not pickle: {type(error).__name__}: {error}") from None
     if subject.passed("determinism") and subject.passed("interleaving"):
         done = subject.episodes[0]
-        if (found := play(copy, follow(done.actions), done.seed)) != done.trace:
+        if (found := play(copy, follow(done.actions), done.seed).trace) != done.trace:
             raise _difference("a pickled copy", done, found)
     return "the spec and a fresh instance pickle, and the copy plays the same"
 
@@ -126,7 +126,7 @@ def _global_draws() -> Any:
     return random.getstate(), state[1].tobytes(), state[2]
 
 
-def _difference(who: str, done: Recorded, found: Sequence[Any], expected: Sequence[Any] | None = None) -> Fail:
+def _difference(who: str, done: Played, found: Sequence[Any], expected: Sequence[Any] | None = None) -> Fail:
     """The first entry in which two traces differ."""
     pairs = zip_longest(done.trace if expected is None else expected, found, fillvalue=("the end",))
     turn, one, other = next((i, a, b) for i, (a, b) in enumerate(pairs) if a != b)
@@ -137,16 +137,9 @@ def _difference(who: str, done: Recorded, found: Sequence[Any], expected: Sequen
     return Fail(evidence, done.seed, done.actions[turn - 1] if 0 < turn <= len(done.actions) else None)
 
 
-def _in_child(subject: Subject, episodes: Sequence[Recorded], hash_seed: int) -> list[Any]:
+def _in_child(subject: Subject, episodes: Sequence[Played], hash_seed: int) -> list[Any]:
     jobs: list[child.Job] = [(done.seed, done.actions) for done in episodes]
-    return child.run(subject.env_id, subject.kwargs, jobs, hash_seed, DEADLINE)[1:]
-
-
-def _fresh_processes_agree(subject: Subject, done: Recorded) -> bool:
-    try:
-        return _in_child(subject, [done], 1) == _in_child(subject, [done], 1)
-    except (child.Lost, TypeError):
-        return False
+    return child.run(subject.env_id, subject.kwargs, jobs, hash_seed, DEADLINE)
 
 
 def _episode_on_the_class(subject: Subject) -> str | None:
@@ -161,13 +154,13 @@ def _episode_on_the_class(subject: Subject) -> str | None:
     return next((key for key in seen[0] if seen[0][key] == seen[2].get(key) != seen[1].get(key)), None)
 
 
-def _in_threads(subject: Subject, chosen: Sequence[Recorded]) -> list[Trace | str]:
+def _in_threads(subject: Subject, chosen: Sequence[Played]) -> list[Trace | str]:
     """The traces of episodes played at the same time, each in a thread of its own; text where one failed."""
     results: list[Trace | str] = [f"no end within {DEADLINE:g} s"] * len(chosen)
 
     def work(number: int, env: gymnasium.Env[str, str]) -> None:
         try:
-            results[number] = play(env, follow(chosen[number].actions), chosen[number].seed)
+            results[number] = play(env, follow(chosen[number].actions), chosen[number].seed).trace
         except BaseException as error:
             results[number] = f"{type(error).__name__}: {error}"
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import gymnasium
 
-from mrlm_envs.checks.playing import Policy, Trace, expert, expert_kind, follow, mixed, play, recorded
+from mrlm_envs.checks.playing import Played, Policy, expert, expert_kind, follow, mixed, play
 
 OPENENV = "openenv:"
 
@@ -85,26 +85,6 @@ class Check:
 
 
 @dataclass
-class Recorded:
-    """An episode as it was first played: its seed, its actions, its trace."""
-
-    seed: int
-    actions: list[str]
-    trace: Trace
-
-
-@dataclass
-class Sample:
-    """What a policy earned in an episode: its task, the kind of task, the return, the seed and the last action."""
-
-    task: str
-    kind: str
-    returned: float
-    seed: int
-    action: str
-
-
-@dataclass
 class Subject:
     """An environment under check.
 
@@ -120,8 +100,8 @@ class Subject:
         found: The lines of the card so far.
         episodes: The episodes that `determinism` has recorded, for the checks that replay them.
         interference: How one instance disturbs another, if `determinism` has met that.
-        lazy: What policies that do not solve tasks earned, by policy.
-        lengths: Turns and characters of the expert's episodes.
+        lazy: The episodes of policies that do not solve tasks, by policy.
+        solved: The expert's episodes.
         deadline: When the check has used its time, by the monotonic clock.
     """
 
@@ -129,10 +109,10 @@ class Subject:
     kwargs: dict[str, Any]
     limits: Limits
     found: dict[str, Check] = field(default_factory=dict)
-    episodes: list[Recorded] = field(default_factory=list)
+    episodes: list[Played] = field(default_factory=list)
     interference: Fail | None = None
-    lazy: dict[str, list[Sample]] = field(default_factory=dict)
-    lengths: list[tuple[int, int]] = field(default_factory=list)
+    lazy: dict[str, list[Played]] = field(default_factory=dict)
+    solved: list[Played] = field(default_factory=list)
     deadline: float = 0.0
 
     def __post_init__(self) -> None:
@@ -175,15 +155,13 @@ class Subject:
 
     def task(self, env: gymnasium.Env[str, str], seed: int) -> Task:
         """The task of a seed."""
-        actions: list[str] = []
-        observation, info = play(env, recorded(expert, actions) if self.expert else follow([]), seed)[0]
-        return Task(str(json.loads(info).get("task_id", "")), observation, "\n".join(actions))
+        done = play(env, expert if self.expert else follow([]), seed)
+        observation, info = done.trace[0]
+        return Task(str(json.loads(info).get("task_id", "")), observation, "\n".join(done.actions))
 
-    def record(self, env: gymnasium.Env[str, str], seed: int) -> Recorded:
-        """Play an episode: the expert on even seeds, where there is one, and a policy of odd words on the others."""
-        actions: list[str] = []
-        policy: Policy = expert if self.expert and seed % 2 == 0 else mixed(seed)
-        return Recorded(seed, actions, play(env, recorded(policy, actions), seed))
+    def policy(self, seed: int) -> Policy:
+        """The expert on even seeds, where there is one, and a policy of odd words on the others."""
+        return expert if self.expert and seed % 2 == 0 else mixed(seed)
 
     def passed(self, name: str) -> bool:
         """Whether an earlier check passed."""
