@@ -5,6 +5,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -15,6 +16,7 @@ from mrlm_envs.checks.subject import Fail, Skip, Subject, Task
 
 DEADLINE = 90.0  # seconds for all hostile texts
 MOST_TASKS = 2_000  # drawn of each split
+Key = Callable[[Task], Any]
 
 
 def faults(subject: Subject) -> str:
@@ -39,9 +41,9 @@ def splits(subject: Subject) -> str:
         members = {} if subject.is_remote else {split: subject.make(split=split) for split in ("train", "test")}
     except (TypeError, ValueError):  # it knows no splits
         members = {}
-    drawn = {split: _tasks(subject, env) for split, env in (members or {"all": subject.env}).items()}
     # tasks are told apart by text and what the expert does, or else by their ids, or else by text
-    identity = (lambda task: task[1:]) if subject.expert else (lambda task: task.id or task.text)
+    identity: Key = (lambda task: task[1:]) if subject.expert else (lambda task: task.id or task.text)
+    drawn = {split: _tasks(subject, env, identity) for split, env in (members or {"all": subject.env}).items()}
     counts = {split: len(set(map(identity, tasks))) for split, tasks in drawn.items()}
     found = ", ".join(f"{count} distinct tasks in split {split!r}" for split, count in counts.items())
     if min(counts.values()) < subject.limits.tasks:
@@ -51,7 +53,7 @@ def splits(subject: Subject) -> str:
         return f"{found}; it knows no splits, so none can overlap"
     train, test = drawn.values()
     is_told_by_text = subject.expert or len({task.text for task in train}) > len(train) / 2
-    ways: dict[str, Any] = {
+    ways: dict[str, Key] = {
         "the same id": lambda task: task.id or task,
         **({"the same content": lambda task: task[1:]} if is_told_by_text else {}),
         **({"nearly the same content": lambda task: (_words(task.text), task.solution)} if is_told_by_text else {}),
@@ -67,12 +69,12 @@ def splits(subject: Subject) -> str:
     return f"{found}, none in both"
 
 
-def _tasks(subject: Subject, env: gymnasium.Env[str, str]) -> dict[Task, int]:
+def _tasks(subject: Subject, env: gymnasium.Env[str, str], identity: Key) -> dict[Task, int]:
     """Tasks of an environment and the first seed of each: as many as fit into the time, within bounds."""
     found: dict[Task, int] = {}
     deadline, least = time.monotonic() + subject.limits.seconds / 2, subject.limits.tasks
     for seed in range(min(getattr(env.unwrapped, "num_tasks", None) or MOST_TASKS, MOST_TASKS)):
-        if time.monotonic() > deadline and (seed >= 4 * least or len(found) >= least):
+        if time.monotonic() > deadline and (seed >= 4 * least or len(set(map(identity, found))) >= least):
             break
         found.setdefault(subject.task(env, seed), seed)
     return found
