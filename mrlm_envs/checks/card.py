@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import mrlm_envs
-from mrlm_envs.checks import load, pay, purity
 from mrlm_envs.checks.playing import Crash
+from mrlm_envs.checks.reproducibility import determinism, interleaving, pickling, replay, threads
+from mrlm_envs.checks.rewards import difficulty, floor, leakage, oracle
+from mrlm_envs.checks.robustness import faults, speed, splits
 from mrlm_envs.checks.subject import Check, Fail, Limits, Skip, Subject
 
 # In the order of the card.
@@ -18,12 +20,14 @@ NAMES = (
 )
 # In the order in which they are made: a check may read those before it.
 ORDER = (
-    load.faults,
-    *(pay.leakage, pay.floor, pay.oracle, pay.difficulty),
-    *(purity.determinism, purity.replay, purity.interleaving, purity.threads, purity.pickling),
-    *(load.splits, load.speed),
+    *(faults, leakage, floor, oracle, difficulty),
+    *(determinism, replay, interleaving, threads, pickling, splits, speed),
 )
-NEEDS = {"floor": {"leakage"}, "replay": {"determinism"}, "interleaving": {"determinism"}}
+NEEDS: dict[str, tuple[str, ...]] = {
+    **{"floor": ("leakage",), "oracle": ("leakage", "floor"), "difficulty": ("leakage", "floor", "oracle")},
+    **dict.fromkeys(("replay", "interleaving", "splits"), ("determinism",)),
+    **dict.fromkeys(("threads", "pickling"), ("determinism", "interleaving")),
+}
 REPLAYING = ("replay", "interleaving", "threads")  # compare with the episodes that determinism has recorded
 _SHOWN = 200  # characters of an action on a card
 _STYLE = "body{font:15px sans-serif} td{padding:4px 12px} .fail{background:#fdd} .skip{color:#777}"

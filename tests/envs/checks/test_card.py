@@ -33,3 +33,10 @@ def test_an_environment_that_declares_chance_is_not_asked_to_replay() -> None:
     gymnasium.register("planted/Chance-v0", entry_point=Chance, disable_env_checker=True)
     found = card("planted/Chance-v0", limits=Limits(**QUICK), only=("determinism", "replay", "interleaving", "threads"))
     assert {check.status for check in found.checks} == {"skip"}
+
+
+@pytest.mark.parametrize("name", ["oracle", "splits", "pickling", "replay"])
+def test_one_check_alone_says_what_it_says_on_the_card(name: str) -> None:
+    found = card("tests.envs.checks.planted:planted/Sum-v0", limits=Limits(**QUICK), only=(name,))
+    assert {check.name: check.status for check in found.checks}[name] == "pass"
+    assert found.failed == []

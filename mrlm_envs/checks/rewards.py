@@ -138,7 +138,7 @@ def _find_solution(subject: Subject, env: gymnasium.Env[str, str]) -> None:
 
 def floor(subject: Subject) -> str:
     """The best policy that does not solve tasks, and what it earns."""
-    leaked, limit = subject.found["leakage"].status == "fail", subject.limits.floor
+    leaked, limit = subject.line("leakage").status == "fail", subject.limits.floor
     rows = []
     for name, policy in {**BLIND, **_guesses(subject)}.items():
         if leaked and name in COPYING:
@@ -198,8 +198,8 @@ def oracle(subject: Subject) -> str:
     if worst.returned >= maximum - 1e-9 and all(is_told):
         return evidence
     short = worst if all(is_told) else played[is_told.index(False)]
-    if subject.found["floor"].status == "fail" and mean < max(map(_mean, subject.lazy.values())):
-        raise Skip(f"{evidence}, but the reward pays others more (see floor): mend that first")
+    if subject.line("floor").status == "fail" and mean < max(map(_mean, subject.lazy.values())):
+        raise Skip(f"{evidence}, but the reward pays others more (see floor): fix that first")
     raise Fail(f"{evidence}, not {maximum:g}", short.seed, short.last_action)
 
 

@@ -1,4 +1,4 @@
-"""Does it hold what it carries? splits, speed, faults."""
+"""Tasks, time and text: splits, speed, faults."""
 
 import re
 import resource
@@ -35,7 +35,7 @@ def faults(subject: Subject) -> str:
 
 def splits(subject: Subject) -> str:
     """Enough distinct tasks in each split, and none in both, by id, by content or nearly."""
-    if "seed is ignored" in subject.found["determinism"].evidence:
+    if "seed is ignored" in subject.line("determinism").evidence:
         raise Skip("cannot be counted: the seed is ignored (see determinism)")
     try:
         members = {} if subject.is_remote else {split: subject.make(split=split) for split in ("train", "test")}
