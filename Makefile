@@ -16,10 +16,13 @@ test-slow: install
 	$(BIN)/python -m pytest -m slow
 
 # Our integrations against the packages that they are for, each in a virtual environment of its own: their pins conflict.
-test-peers: $(addprefix test-peer-,openenv inspect verifiers skyrl agilerl)
+# The last line trains our own trainer against the scaffold of `openenv init`.
+test-peers: install $(addprefix test-peer-,openenv inspect verifiers skyrl agilerl)
+	$(BIN)/python -m pytest tests/train/commands/test_integrations.py
 
 test-peer-%:
 	$(PYTHON) -m venv build/peers/$*
+	$(if $(filter agilerl,$*),build/peers/$*/bin/python -m pip install -q --disable-pip-version-check "$$(grep '^torch==' constraints.txt)")
 	build/peers/$*/bin/python -m pip install -q --disable-pip-version-check -e ".[peer-$*]" pytest pytest-timeout hypothesis
 	build/peers/$*/bin/python -m pytest tests/envs/integrations/test_$*.py
 

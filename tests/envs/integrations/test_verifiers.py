@@ -69,7 +69,9 @@ def evaluate(tmp_path: Path, env_id: str, say: Callable[[Messages], str], n: int
     export.run("verifiers", env_id, tmp_path / "package", **kwargs)
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--disable-pip-version-check"]
     subprocess.run([*pip, "--target", str(tmp_path / "site"), str(tmp_path / "package")], check=True, timeout=300)
-    name = next(path.name for path in (tmp_path / "site").iterdir() if path.name.startswith("mrlm_"))
+    name = next(
+        path.name for path in (tmp_path / "site").iterdir() if path.name.startswith("mrlm_") and "." not in path.name
+    )
     program = "from verifiers.v1.cli.eval.main import main; main()"
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     env = {**os.environ, "PATH": path, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{ROOT}", "VF_KEY": "none"}
