@@ -49,13 +49,15 @@ def test_their_evaluation_draws_test_tasks() -> None:
                 assert client.reset(seed=seed)[0]["prompt"] == test.reset(seed=seed)[0]
 
 
-def test_their_harness_renders_the_system_prompt_once() -> None:
+@pytest.mark.parametrize(("kwargs", "times"), [({}, 2), ({"system_prompt": ""}, 0)])
+def test_their_harness_repeats_a_system_prompt_after_the_observation(kwargs: dict[str, Any], times: int) -> None:
     from agilerl.llm_envs import RolloutHarness
 
     from mrlm_train import tiny
 
     _, tokenizer = tiny.build(0, hidden_size=32, num_layers=2, num_heads=2)
-    harness = RolloutHarness.local(Episode("tests/Guess-v0"), tokenizer=tokenizer, max_turns=4)
+    harness = RolloutHarness.local(Episode("tests/Guess-v0", **kwargs), tokenizer=tokenizer, max_turns=4)
     harness.reset(seed=0)
+    assert harness.full_ids is not None
     text = tokenizer.decode(harness.full_ids.flatten().tolist())
-    assert text.count("Guess.") == 1 and "I think of a number" in text
+    assert text.count("Guess.") == times and "I think of a number" in text
