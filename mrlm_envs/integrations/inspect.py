@@ -51,8 +51,9 @@ def write_log(episodes: Iterable[Row], path: str | os.PathLike[str], model: str 
         attempts[name] += 1
         samples.append({"id": name, "epoch": attempts[name], "target": "", **_sample(row, model)})
     names = " + ".join(dict.fromkeys(str(row["env_id"]) for row in rows))
+    now = datetime.datetime.now(datetime.UTC).isoformat()
     spec = {
-        "created": datetime.datetime.now(datetime.UTC).isoformat(),
+        "created": now,
         "task": names.replace("/", "_"),
         "dataset": {"name": names, "samples": len(attempts), "sample_ids": list(attempts)},
         "model": model,
@@ -60,13 +61,14 @@ def write_log(episodes: Iterable[Row], path: str | os.PathLike[str], model: str 
     }
     valid = [row for row in rows if row.get("valid", True)]
     results = {"total_samples": len(rows), "completed_samples": len(valid), "scores": _means(valid)}
-    log = {"status": "success", "eval": spec, "results": results, "samples": samples}
+    stats = {"started_at": now, "completed_at": now}  # when it was written: episodes record no times
+    log = {"status": "success", "eval": spec, "results": results, "stats": stats, "samples": samples}
     write_eval_log(EvalLog.model_validate(log), str(path))
 
 
 def _sample(row: Row, model: str) -> dict[str, Any]:
     """One episode."""
-    messages = [_message(message) for message in row.get("messages", ())]
+    messages = [_message(message, number) for number, message in enumerate(row.get("messages", ()))]
     said = [message["content"] for message in messages if message["role"] == "assistant"]
     start = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
     scores: dict[str, Any] | None = None
@@ -84,18 +86,24 @@ def _sample(row: Row, model: str) -> dict[str, Any]:
     }
 
 
-def _message(message: Row) -> dict[str, Any]:
-    """A chat message as Inspect's, with the tool calls that a policy wrote into its reply."""
+def _message(message: Row, number: int) -> dict[str, Any]:
+    """A chat message as Inspect's, with the tool calls that a policy wrote into its reply.
+
+    A tool's message answers the calls of the message before it; it names the first, under which it is shown.
+    """
     role, content = message["role"], message.get("content") or ""
+    if role == "tool":
+        return {"role": role, "content": content, "tool_call_id": f"{number - 1}-0"}
+    if role != "assistant":
+        return {"role": role, "content": content}
     calls = []
-    if role == "assistant":
-        given = message.get("tool_calls") or [vars(call) for call in parse(content) if isinstance(call, Call)]
-        for number, call in enumerate(given):
-            function = call.get("function", call)
-            arguments = function.get("arguments") or {}
-            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-            calls.append({"id": f"call_{number}", "function": str(function.get("name")), "arguments": arguments})
-    return {"role": role, "content": content} | ({"tool_calls": calls} if calls else {})
+    given = message.get("tool_calls") or [vars(call) for call in parse(content) if isinstance(call, Call)]
+    for index, call in enumerate(given):
+        function = call.get("function", call)
+        arguments = function.get("arguments") or {}
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        calls.append({"id": f"{number}-{index}", "function": str(function.get("name")), "arguments": arguments})
+    return {"role": role, "content": content, "tool_calls": calls or None}
 
 
 def _return(row: Row) -> float:

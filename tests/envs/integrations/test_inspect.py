@@ -51,6 +51,8 @@ def test_a_log_is_read_back_by_inspect(tmp_path: Path) -> None:
     assert set(samples["t#5", 1].scores) == {"reward"}
     calls = [call for message in first.messages for call in getattr(message, "tool_calls", None) or ()]
     assert [(call.function, call.arguments) for call in calls] == [("calculator", {"expression": "6*7"})]
+    [call], [result] = calls, [message for message in first.messages if message.role == "tool"]
+    assert result.tool_call_id == call.id and read.stats.completed_at
     assert first.metadata["turn_rewards"] == [0.0, 1.0]
     assert [message.role for message in first.messages] == ["system", "user", "assistant", "tool", "assistant", "user"]
     means = {score.name: score.metrics["mean"].value for score in read.results.scores}
