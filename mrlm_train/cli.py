@@ -1,5 +1,4 @@
-"""The `mrlm` command: train, eval, collect, serve, export, info, play, demo, check, prove,
-regrade.
+"""The `mrlm` command: train, eval, collect, report, serve, export, info, play, demo, check, prove, regrade.
 
 A command is a function: its parameters are the flags, its docstring is the help (tyro reads both). Libraries are
 imported by the command that needs them, so `mrlm info`, `mrlm play` and `mrlm serve` work without torch. A user's
@@ -95,6 +94,7 @@ def train(
     output: Annotated[str | None, arg(metavar="DIR")] = None,
     resume: Annotated[str | None, arg(metavar="CKPT")] = None,
     overrides: Annotated[Repeated, arg(name="set", metavar="KEY=VALUE")] = (),
+    dashboard: bool = False,
 ) -> int:
     """Train a model as a YAML file says.
 
@@ -103,13 +103,19 @@ def train(
         output: Replaces output_dir of the configuration.
         resume: A checkpoint folder, or `latest` of the run directory.
         overrides: Replace a setting of the configuration, for example training.max_steps=3; may be given again.
+        dashboard: Report to Trackio, and show it in a browser while training lasts.
     """
     _need_trainers()
+    from mrlm_train.commands import trackers
     from mrlm_train.experiment import config as configuration
 
+    overrides = (*overrides, *trackers.DASHBOARD) if dashboard else overrides
     run = configuration.load(config, overrides, output)
     if "LOCAL_RANK" not in os.environ:
+        trackers.check(run)
         configuration.require(run)
+        if dashboard:
+            trackers.show()
     from mrlm_train.experiment import distributed
 
     if distributed.must_launch(run):
@@ -436,6 +442,24 @@ def demo(output: Annotated[str, arg(metavar="DIR")] = "runs/demo", seed: int = 0
     command.run(seed=seed, output=output, resume=resume)
 
 
+def report(
+    runs: Positional[tuple[str, ...]],
+    output: Annotated[str, arg(aliases=["-o"], metavar="FILE")] = "report.html",
+) -> None:
+    """Write one HTML page about training runs: curves, tables, configurations, episodes token by token.
+
+    Args:
+        runs: Output directories of `mrlm train`; several are compared.
+        output: The page.
+    """
+    if not runs:
+        raise ValueError("report: name at least one run directory")
+    from mrlm_train.commands import report as command
+
+    command.write(runs, output)
+    print(f"report written to {output}")
+
+
 def export(
     kind: Positional[Literal["openenv", "verifiers"]],
     environment: Positional[str],
@@ -483,7 +507,7 @@ def serve() -> None:  # its flags belong to `mrlm_envs.serving`, which also work
 
 COMMANDS: dict[str, Any] = {
     **{"train": train, "eval": evaluate, "collect": collect, "serve": serve},
-    **{"export": export, "play": play, "info": info, "demo": demo},
+    **{"export": export, "play": play, "info": info, "demo": demo, "report": report},
     **{"check": check, "prove": prove, "regrade": regrade, "credit-probe": credit_probe},
 }
 

@@ -44,6 +44,7 @@ from mrlm_train.rollout.pool import EnvPool
 from mrlm_train.rollout.runner import Request, Rollout, check_validity
 from mrlm_train.safety import Alarms, TrustRegion
 from mrlm_train.schedule import save_between_generations, task_rows
+from mrlm_train.token_figures import annotate
 from mrlm_train.trainer import PlayedEvaluation, RolloutArguments, check_config
 from mrlm_train.trl_hooks import Batch, EpisodeTrainer, loss_mask
 
@@ -314,7 +315,9 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         """As TRL's; also writes a few transcripts to `output_dir/episodes`."""
         if self.model.training and self.episodes and self.args.save_episodes and self.accelerator.is_main_process:
             path = Path(self.args.output_dir or ".") / "episodes" / f"step-{self.state.global_step:06d}.jsonl"
-            episode_store.write(path, self.episodes[: self.args.save_episodes])
+            sampled = self.episodes[: self.args.save_episodes]
+            annotate(sampled, self.last_batch, self.processing_class)
+            episode_store.write(path, sampled)
         super().log(logs, start_time)
 
 

@@ -52,6 +52,7 @@ class EpisodeTrainer(GRPOTrainer):
     Attributes:
         opponents: the frozen models of games; those that change in training are a part of checkpoints.
         critic_groups: how many of the optimizer's last parameter groups are a critic's.
+        last_batch: what `make_batch` made last; its rows are the last generation's episodes.
     """
 
     args: Any  # our config, a subclass of TRL's
@@ -59,6 +60,7 @@ class EpisodeTrainer(GRPOTrainer):
     processing_class: Any
     opponents: Any = None
     critic_groups = 0
+    last_batch: Batch
     _log_probs_BT: torch.Tensor | None = None
 
     def __init__(self, **trl_arguments: Any) -> None:
@@ -185,7 +187,8 @@ class EpisodeTrainer(GRPOTrainer):
         self._metrics["train"][name].append(value)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
-        return self.make_batch(inputs)
+        self.last_batch = self.make_batch(inputs)
+        return self.last_batch
 
     def _compute_loss(self, model: Any, inputs: Batch) -> torch.Tensor:
         return self.loss(model, inputs)

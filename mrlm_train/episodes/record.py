@@ -57,6 +57,8 @@ class Episode:
         tokenizer_hash: `tokenizer_hash` of the tokenizer that made the ids.
         sampling: the sampling settings as JSON values.
         info: further JSON values: the last `info` of the environment.
+        token_figures: `text` of each completion token, and its `advantage`, `value` and `kl` (log-prob less the
+            reference's) where the policy sampled it and the trainer knows them; only in what a training saves.
         name: What statistics call the environment if not by its id: `id#2` is the second entry of a run with that id.
     """
 
@@ -85,6 +87,7 @@ class Episode:
     tokenizer_hash: str | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+    token_figures: dict[str, list[Any]] = field(default_factory=dict)
     name: str = ""
 
     @property
