@@ -1,5 +1,6 @@
 """`mrlm report`: one page from what is on disk, whatever is on disk; looked at by a browser where there is one."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -12,9 +13,11 @@ import torch
 import yaml
 
 from mrlm_train.cli import main
-from mrlm_train.episodes.record import Episode, write
+from mrlm_train.episodes.record import Episode, read, write
+from mrlm_train.ppo import PPOConfig, PPOTrainer
 from mrlm_train.token_figures import annotate, texts
-from tests.support.playing import TOKENIZER
+from tests.support.guessing import GuessNumber
+from tests.support.playing import TOKENIZER, tiny_model
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> \u2028 é"
 
@@ -107,6 +110,38 @@ def test_stages_are_runs_and_long_ones_are_thinned_out(tmp_path: Path) -> None:
 def test_no_run_is_one_line(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", *runs]) == 1
     assert "\n" not in capsys.readouterr().err.strip()
+
+
+def test_ppo_saves_what_the_viewer_shows(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"per_device_train_batch_size": 8, "max_steps": 1, "max_turn_tokens": 4, "beta": 0.1}
+    arguments |= {"max_completion_length": 60, "learning_rate": 1e-3, "save_strategy": "no", "save_episodes": 2}
+    tiny_model().save_pretrained(tmp_path / "model")  # beta needs a reference, which a path gives
+    model = str(tmp_path / "model")
+    args = PPOConfig(str(tmp_path), logging_steps=1, report_to=[], disable_tqdm=True, **arguments)
+    PPOTrainer(model, GuessNumber, args, processing_class=TOKENIZER).train()
+    kept = list(read(tmp_path / "episodes" / "step-000001.jsonl"))
+    assert len(kept) == 2
+    for episode in kept:
+        assert episode.action_mask and episode.completion_ids
+        for name in ("advantage", "value", "kl"):
+            known = [value is not None for value in episode.token_figures[name]]
+            assert known == [bool(bit) for bit in episode.action_mask]
+        assert "".join(episode.token_figures["text"]) == TOKENIZER.decode(episode.completion_ids)
+
+
+@pytest.mark.parametrize("name", ["wandb", "[tensorboard, wandb]"])
+def test_a_tracker_that_is_not_installed_is_told_before_anything_loads(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, stands_for = importlib.util.find_spec, {"wandb": "no_such_package", "tensorboard": "json"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: real(stands_for.get(name, name), *rest))
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        f"model: {{model_name_or_path: tiny}}\ntraining: {{algorithm: ppo, report_to: {name}}}\nenvs: [math]\n"
+    )
+    assert main(["train", "--config", str(path), "--output", str(tmp_path / "out")]) == 1
+    assert 'wandb is not installed; pip install "mrlm[wandb]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_figures_belong_to_sampled_tokens_alone() -> None:
