@@ -313,14 +313,14 @@ class ClientSession:
     async def _own_server(self) -> Connection:
         """The server of an episode that cannot be replayed, when it has come back."""
         connection = self.connection
-        try:
-            async with asyncio.timeout(self.client.access.call_timeout + _COME_BACK):
-                while connection is not None and connection.is_blocked:
-                    await asyncio.sleep(_POLL)
-        except TimeoutError:
-            connection = None
         if connection is None:
             raise _EpisodeEnded("env_lost", "its server does not have it any more, and it cannot be replayed")
+        try:
+            async with asyncio.timeout(self.client.access.call_timeout + _COME_BACK):
+                while connection.is_blocked:
+                    await asyncio.sleep(_POLL)
+        except TimeoutError:
+            raise _EpisodeEnded("env_lost", f"{connection.trouble}; it cannot be replayed") from None
         self.is_alive = True
         return connection
 
