@@ -19,7 +19,9 @@ TASKS = ("math", "code")
 
 def main(argv: list[str] | None = None) -> int:
     """Print a table for each task; returns 0."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gauntlet", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gauntlet", description="Run graders through the gauntlet and print the table."
+    )
     parser.add_argument("grader", nargs="?", help="module:function, or the name of a grader; all of them by default")
     parser.add_argument("--task", choices=TASKS, help="of your own grader; math by default")
     parser.add_argument("--data", type=Path, help="a JSONL file of further cases")

@@ -44,7 +44,7 @@ def math_verify(reply: str, gold: str) -> bool:
 
 def trl_accuracy(reply: str, gold: str) -> float | None:
     """TRL's `accuracy_reward` on a conversation."""
-    from trl.rewards import accuracy_reward
+    from trl.rewards.accuracy_rewards import accuracy_reward
 
     return accuracy_reward([[{"role": "assistant", "content": reply}]], [f"${gold}$"])[0]
 

@@ -154,7 +154,10 @@ def score(spec: str, tried: Sequence[Case], deadline_s: float = 10.0) -> Score:
 
     def start() -> Worker:
         fresh = Worker(spec)
-        fresh.ask(plain, START_S)  # what it imports and starts at its first call is not the time of a reply
+        told = fresh.ask(plain, START_S)  # what it imports and starts at its first call is not the time of a reply
+        if told and (told["error"] or "").startswith(("ModuleNotFoundError", "ImportError")):
+            fresh.kill()
+            raise ImportError(told["error"])
         return fresh
 
     try:
@@ -168,8 +171,6 @@ def score(spec: str, tried: Sequence[Case], deadline_s: float = 10.0) -> Score:
                 worker.kill()
                 worker = start()
                 continue
-            if (told["error"] or "").startswith("ModuleNotFoundError"):
-                raise ImportError(told["error"])
             result.paid[case.label] += told["paid"]
             result.worst_s = max(result.worst_s, told["seconds"])
         again = [case for case in tried if case.label == "honest"][:THREADED]

@@ -37,10 +37,10 @@ def main() -> None:
     module, _, name = sys.argv[1].partition(":")
     try:
         grade = getattr(importlib.import_module(module), name)
-        answer: dict[str, Any] = {"ready": True}
-    except ImportError as missing:
-        answer = {"ready": False, "error": str(missing)}
-    print(json.dumps(answer), file=out, flush=True)
+    except (ImportError, AttributeError) as missing:
+        print(json.dumps({"ready": False, "error": str(missing)}), file=out, flush=True)
+        return
+    print(json.dumps({"ready": True}), file=out, flush=True)
     for line in sys.stdin:
         case = json.loads(line)
         told = in_thread(grade, case) if case["thread"] else verdict(grade, case)

@@ -1,5 +1,6 @@
 """Our environments behind AgileRL's clients, in process and over OpenEnv's socket. Runs in its environment."""
 
+# pyright: reportMissingImports=false
 from typing import Any
 
 import gymnasium
@@ -31,7 +32,7 @@ def test_a_reference_trajectory_earns_everything_and_the_tools_are_told() -> Non
         assert payload["prompt"] == observation
         assert [tool["function"]["name"] for tool in client.tools] == ["calculator"]
         assert info["system_prompt"] == told["system"]
-        done, total = False, 0.0
+        done, total, truncated = False, 0.0, False
         while not done:
             action = local.expert()  # pyright: ignore[reportAttributeAccessIssue]
             said = local.step(action)[0]

@@ -73,7 +73,7 @@ def test_an_episode_over_the_socket_is_the_local_one() -> None:
         }  # fmt: skip
         assert reply["data"]["metadata"]["system_prompt"] == info["system"]
         assert reply["data"]["metadata"]["task_id"] == info["task_id"]
-        done = False
+        done, data = False, reply["data"]
         while not done:
             action = local.unwrapped.expert()  # pyright: ignore[reportAttributeAccessIssue]
             text, reward, done, _, info = local.step(action)

@@ -1,5 +1,6 @@
 """Our environments in SkyRL-gym, through its own registry. Runs in its environment: make test-peers."""
 
+import re
 from typing import Any
 
 import gymnasium
@@ -9,6 +10,7 @@ skyrl_gym = pytest.importorskip("skyrl_gym", reason="needs skyrl-gym in an envir
 
 import tests.support.guessing  # noqa: E402, F401  registers tests/Guess-v0
 from mrlm_envs.integrations.skyrl import rows  # noqa: E402
+from tests.support.paths import ROOT  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +18,17 @@ def registered() -> Any:
     skyrl_gym.register("mrlm", "mrlm_envs.integrations.skyrl:TextEnvironment")
     yield
     skyrl_gym.envs.registration.registry.pop("mrlm")
+
+
+def test_the_block_of_the_page_runs() -> None:
+    skyrl_gym.envs.registration.registry.pop("mrlm")
+    page = (ROOT / "docs" / "integrations.md").read_text("utf-8")
+    [block] = [
+        block for block in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "skyrl" in block
+    ]
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert len(names["data"]) == 4 and start(names["data"][0])[1] == names["data"][0]["prompt"]
 
 
 def start(row: dict[str, Any]) -> tuple[Any, list[dict[str, str]]]:
@@ -31,7 +44,7 @@ def test_a_reference_trajectory_earns_everything() -> None:
         assert prompt == row["prompt"] and '"name": "calculator"' in prompt[0]["content"]
         local = gymnasium.make("mrlm_envs:mrlm/ToolUse-v0", tools=["calculator"]).unwrapped
         assert local.reset(seed=row["seed"])[0] == prompt[-1]["content"]
-        done, total = False, 0.0
+        done, total, result = False, 0.0, {}
         while not done:
             action = local.expert()  # pyright: ignore[reportAttributeAccessIssue]
             observation = local.step(action)[0]

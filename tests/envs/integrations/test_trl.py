@@ -10,7 +10,7 @@ import pytest
 trl = pytest.importorskip("trl")
 
 import torch  # noqa: E402
-from transformers.utils import get_json_schema  # noqa: E402
+from transformers.utils.chat_template_utils import get_json_schema  # noqa: E402
 
 import tests.support.guessing  # noqa: E402, F401  registers tests/Guess-v0
 from mrlm_envs.integrations.trl import Spec  # noqa: E402

@@ -65,16 +65,14 @@ def endpoint(say: Callable[[Messages], str]) -> Iterator[str]:
 
 
 def evaluate(tmp_path: Path, env_id: str, say: Callable[[Messages], str], n: int = 2, **kwargs: Any) -> Messages:
-    """The traces of `vf-eval` on the exported and installed package."""
-    export.run("verifiers", env_id, tmp_path / "package", **kwargs)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--target", str(tmp_path / "site"), str(tmp_path / "package")], check=True, timeout=300)
-    name = next(
-        path.name for path in (tmp_path / "site").iterdir() if path.name.startswith("mrlm_") and "." not in path.name
-    )
+    """The episodes of `vf-eval` on the exported package."""
+    package = tmp_path / "package"
+    if not package.exists():
+        export.run("verifiers", env_id, package, **kwargs)
+    [name] = [path.name for path in package.iterdir() if (path / "__init__.py").exists()]
     program = "from verifiers.v1.cli.eval.main import main; main()"
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    env = {**os.environ, "PATH": path, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{ROOT}", "VF_KEY": "none"}
+    env = {**os.environ, "PATH": path, "PYTHONPATH": f"{package}{os.pathsep}{ROOT}", "VF_KEY": "none"}
     with endpoint(say) as address:
         flags = ["--client.base-url", address, "--client.api-key-var", "VF_KEY", "--model", "scripted", "-n", str(n)]
         flags += ["--env.taskset.num-tasks", str(n), "--output-dir", str(tmp_path / "out"), "--no-rich", "--no-push"]
@@ -93,6 +91,10 @@ def traces(episodes: Messages) -> Messages:
 def test_a_single_turn_environment_is_scored_by_their_runner(tmp_path: Path) -> None:
     env = gymnasium.make("mrlm_envs:mrlm/Math-v0", kinds=["addition"])
     known = {env.reset(seed=0)[0]: env.unwrapped.expert()}  # pyright: ignore[reportAttributeAccessIssue]
+    export.run("verifiers", "mrlm/Math-v0", tmp_path / "source", kinds=["addition"])
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--disable-pip-version-check"]
+    command = [*pip, "--target", str(tmp_path / "package"), str(tmp_path / "source")]  # as `pip install` would
+    subprocess.run(command, check=True, timeout=200)
     found = evaluate(
         tmp_path, "mrlm/Math-v0", lambda said: known.get(said[-1]["content"], "no idea"), kinds=["addition"]
     )
