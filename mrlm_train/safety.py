@@ -133,29 +133,22 @@ class Alarms(TrainerCallback):
         now = {name: sum(row[name] for row in self._recent) / self.WINDOW for name in names}
         start = self._start = self._start or now
         has_groups = (getattr(args, "num_generations", 1) or 1) > 1
-        if now["frac_reward_zero_std" if has_groups else "reward_std"] == (1.0 if has_groups else 0.0):
-            self._warn(
-                "all rewards of a group are equal: the tasks are all solved or all failed, so there is nothing to "
-                "learn from; choose easier or harder tasks, a reward with partial credit, or more SFT before"
-            )
-        if now["completions/clipped_ratio"] == 1.0:
-            self._warn(
-                "no episode ends with an end-of-turn token: raise max_completion_length (or max_turn_tokens), or "
-                "check that the model knows its chat template"
-            )
-        if now["entropy"] < 0.1 * start["entropy"] and now["reward"] <= start["reward"]:
-            self._warn(
-                f"entropy has collapsed from {start['entropy']:.3g} to {now['entropy']:.3g} while the reward has not "
-                "risen: the policy repeats itself; lower learning_rate, or raise epsilon_high, entropy_coef or beta"
-            )
-        if now["entropy"] > max(3 * start["entropy"], start["entropy"] + 0.5):
-            self._warn(
-                f"entropy has grown from {start['entropy']:.3g} to {now['entropy']:.3g}: the policy is dissolving into "
-                "noise; lower learning_rate, or set target_kl or beta"
-            )
-
-    def _warn(self, text: str) -> None:
-        kind = text.split(":", 1)[0].split(" from ", 1)[0]
-        if kind not in self._given:
-            self._given.add(kind)
-            warnings.warn(text, stacklevel=2)
+        signs = {
+            "all rewards of a group are equal: the tasks are all solved or all failed, so there is nothing to learn "
+            "from; choose easier or harder tasks, a reward with partial credit, or more SFT before": (
+                now["frac_reward_zero_std"] == 1.0 if has_groups else now["reward_std"] == 0.0
+            ),
+            "no episode ends with an end-of-turn token: raise max_completion_length (or max_turn_tokens), or check "
+            "that the model knows its chat template": now["completions/clipped_ratio"] == 1.0,
+            "entropy has collapsed from {start:.3g} to {now:.3g} while the reward has not risen: the policy repeats "
+            "itself; lower learning_rate, or raise epsilon_high, entropy_coef or beta": (
+                now["entropy"] < 0.1 * start["entropy"] and now["reward"] <= start["reward"]
+            ),
+            "entropy has grown from {start:.3g} to {now:.3g}: the policy is dissolving into noise; lower "
+            "learning_rate, or set target_kl or beta": now["entropy"]
+            > max(3 * start["entropy"], start["entropy"] + 0.5),
+        }
+        for text, is_so in signs.items():
+            if is_so and text not in self._given:
+                self._given.add(text)
+                warnings.warn(text.format(start=start["entropy"], now=now["entropy"]), stacklevel=2)
