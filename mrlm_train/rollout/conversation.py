@@ -1,8 +1,8 @@
-"""One episode in progress: an environment session on one side, and on the other an engine or an expert.
+"""One episode in progress: an environment session on one side, and on the other whoever acts.
 
 `Dialogue` turns what a session observes and rewards into an `Episode` of messages.
 `EpisodeConversation` adds the token ids: what an engine samples and what the environment answers, exactly.
-`ExpertConversation` takes the environment's own reference action for each turn.
+`ExpertConversation` takes the environment's own reference action for each turn, `ChatDialogue` a chat endpoint's reply.
 """
 
 from __future__ import annotations
