@@ -85,7 +85,7 @@ def _environments(settings: dict[str, Any], series: dict[str, list[list[float]]]
             row[f"training {key}"] = sum(points) / len(points) if points else None
         tested = series.get(test.format("success")) or series.get(test.format("reward")) or []
         row["test"] = tested[-1][1] if tested else None
-        row["best test"], row["at step"] = max(((v, s) for s, v in tested), default=(None, None))
+        row["at step"], row["best test"] = max(tested, key=lambda point: point[1], default=(None, None))
         rows.append(row)
     return rows
 

@@ -67,7 +67,7 @@ def test_a_page_holds_curves_tables_settings_and_episodes_and_loads_nothing(tmp_
     [found] = data["runs"]
     assert found["series"]["reward"][-1] == [10, 1.0]
     assert found["environments"] == [
-        {"name": "E", "training reward": 0.55, "training success": None, "test": 0.5, "best test": 0.5, "at step": 10}
+        {"name": "E", "training reward": 0.55, "training success": None, "test": 0.5, "at step": 10, "best test": 0.5}
     ]
     [episode] = found["samples"][0]["episodes"]
     assert "".join(episode["tokens"]["text"]) == "four" and set(episode["tokens"]["advantage"]) == {0.25}
