@@ -1,9 +1,10 @@
-"""An environment of your own in twenty lines, checked and trained at once. The toy learns it from nothing.
+"""An environment of your own in twenty lines, checked and trained at once.
 
     python examples/custom_environment.py             # about a minute on one core
 
 A subclass writes `begin` (the task) and `respond` (the answer to an action); `TextEnv` does the rest: seeds, turn
-limits, train and test splits, Gymnasium's spaces. docs/your_own.md is the long form.
+limits, train and test splits, Gymnasium's spaces. docs/your_own.md is the long form. From random weights the toy only
+begins in 60 steps: the mean reward while training goes from 0.003 to 0.039.
 """
 
 import gymnasium
@@ -47,6 +48,7 @@ def main(learning_rate: float = 1e-3, max_steps: int = 60, batch_size: int = 64,
         per_device_train_batch_size=batch_size,
         max_completion_length=8,
         beta=0.0,
+        target_kl=None,  # random weights have nothing to lose; leave it out with a trained model
         eval_episodes=50,
         logging_steps=5,
         report_to="none",

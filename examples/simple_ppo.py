@@ -4,7 +4,7 @@
     python examples/simple_ppo.py --model Qwen/Qwen2.5-0.5B-Instruct --learning-rate 1e-6 --max-steps 100
 
 The built-in toy policy starts from random weights and is almost never right, so these few steps show how it runs, not
-that it learns: for that see train_hybrid_sft_ppo.py, and custom_environment.py for learning from nothing.
+that it learns: for that see train_hybrid_sft_ppo.py, and `mrlm demo`.
 """
 
 import tyro

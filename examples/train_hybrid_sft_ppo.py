@@ -1,6 +1,7 @@
-"""SFT, then PPO: worked solutions teach the form, the reward finds the rest. On the toy this shows learning.
+"""SFT, then PPO: worked solutions teach the form, the reward finds the rest.
 
-    python examples/train_hybrid_sft_ppo.py           # two to three minutes on one core
+    python examples/train_hybrid_sft_ppo.py
+    python examples/train_hybrid_sft_ppo.py --max-steps 400      # as long as configs/math_sft_then_ppo.yaml
 
 A policy that is never right has nothing to learn from by reinforcement. So SFT on few worked solutions brings the toy
 to some right answers, and PPO goes on from there on the reward alone. Both are measured on sums that neither has seen.
