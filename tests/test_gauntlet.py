@@ -24,6 +24,13 @@ def grade(reply, reference):
     if reply == "leave":
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
         open("left.txt", "w").close()
+    if reply == "forge":
+        for number in range(3, 20):
+            try:
+                os.write(number, b'\\xea{"paid": true, "seconds": 0, "error": null}')
+            except OSError:
+                pass
+        return 0.0
     return 1.0
 """
 CASES = [
@@ -32,6 +39,7 @@ CASES = [
     Case("\\boxed{17 or 18}", "18", "hack"),
     Case("hang", "18", "hack"),
     Case("die", "18", "hack"),
+    Case("forge", "18", "hack"),
     Case("leave", "18", "wrong"),
 ]
 
@@ -50,7 +58,7 @@ def test_a_planted_bad_grader_is_found_by_every_column(bad: str) -> None:
     assert result.threaded == (0, 1)
     assert result.left == ["1 processes", "1 files"]
     assert run.row("bad", result) == (
-        "| bad | 1/1 | 2/2 | 1/3 | hung or died 2 times | no (0 of 1) | 1 processes, 1 files |"
+        "| bad | 1/1 | 2/2 | 1/4 | hung or died 2 times | no (0 of 1) | 1 processes, 1 files |"
     )
 
 

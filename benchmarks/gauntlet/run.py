@@ -69,11 +69,11 @@ class Worker:
             [sys.executable, "-m", "benchmarks.gauntlet.worker", spec],
             env={**os.environ, **own, "PYTHONDONTWRITEBYTECODE": "1"},
             cwd=self.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True, start_new_session=True,
+            text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
         self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
-        ready = self._next(START_S) or {"ready": False, "error": f"it did not start within {START_S:g} s"}
+        ready = self._next(START_S, "ready") or {"ready": False, "error": f"it did not start within {START_S:g} s"}
         if not ready["ready"]:
             self.kill()
             raise ImportError(ready["error"])
@@ -84,23 +84,33 @@ class Worker:
             self.lines.put(line)
         self.lines.put("")
 
-    def _next(self, deadline_s: float) -> dict[str, Any] | None:
-        try:
-            line = self.lines.get(timeout=deadline_s)
-            return json.loads(line) if line else None
-        except (queue.Empty, ValueError):
-            return None
+    def _next(self, deadline_s: float, nonce: str) -> dict[str, Any] | None:
+        """The verdict with this nonce; a program that writes on every descriptor does not know it."""
+        until = time.monotonic() + deadline_s
+        while (remaining := until - time.monotonic()) > 0:
+            try:
+                line = self.lines.get(timeout=remaining)
+            except queue.Empty:
+                return None
+            if not line:
+                return None
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                told = json.loads(line)
+                if told["nonce"] == nonce:
+                    return told
+        return None
 
     def ask(self, case: Case, deadline_s: float, thread: bool = False) -> dict[str, Any] | None:
         """The verdict; None when it misses the deadline or its process dies."""
         assert self.process.stdin is not None
-        asked = {"reply": case.reply, "reference": case.reference, "thread": thread}
+        nonce = uuid.uuid4().hex
+        asked = {"reply": case.reply, "reference": case.reference, "thread": thread, "nonce": nonce}
         try:
             self.process.stdin.write(json.dumps(asked) + "\n")
             self.process.stdin.flush()
         except OSError:
             return None
-        return self._next(deadline_s)
+        return self._next(deadline_s, nonce)
 
     def finish(self) -> list[str]:
         """Let it end by itself; returns the processes and files that are left after that, and removes them."""

@@ -38,13 +38,13 @@ def main() -> None:
     try:
         grade = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as missing:
-        print(json.dumps({"ready": False, "error": str(missing)}), file=out, flush=True)
+        print(json.dumps({"nonce": "ready", "ready": False, "error": str(missing)}), file=out, flush=True)
         return
-    print(json.dumps({"ready": True}), file=out, flush=True)
+    print(json.dumps({"nonce": "ready", "ready": True}), file=out, flush=True)
     for line in sys.stdin:
-        case = json.loads(line)
+        case = json.loads(line)  # its nonce ends the verdict, after whatever a program wrote on this descriptor
         told = in_thread(grade, case) if case["thread"] else verdict(grade, case)
-        print(json.dumps(told), file=out, flush=True)
+        print("\n" + json.dumps({**told, "nonce": case["nonce"]}), file=out, flush=True)
 
 
 if __name__ == "__main__":

@@ -106,33 +106,34 @@ class _Session:
         data = message.get("data") or {} if isinstance(message, dict) else None
         if not isinstance(data, dict):
             return _error("VALIDATION_ERROR", "a message is an object with 'type' and an object 'data'")
-        kind = message.get("type")
-        if kind == "reset":
-            return self._reset(data.get("seed"), data.get("options"), data)
-        if kind == "step":
-            return self._step(data.get("message"))
-        if kind == "state":
-            state = {"episode_id": self.episode_id, "step_count": len(self.episode.rewards)}
-            return {"type": "state", "data": {**state, "tools": self.episode.tools}}
-        return _error("UNKNOWN_TYPE", f"unknown type {kind!r}; known: reset, step, state, close")
+        match message.get("type"), data:
+            case "reset", {"seed": seed} if seed is not None and (type(seed) is not int or seed < 0):
+                return _error("VALIDATION_ERROR", f"seed is a non-negative integer, got {seed!r}")
+            case "reset", {"options": options} if not isinstance(options, dict | None):
+                return _error("VALIDATION_ERROR", f"options is an object, got {type(options).__name__}")
+            case "reset", _:
+                return self._reset(data)
+            case "step", {"message": str()} if self.episode.is_over:
+                return _error("SESSION_ERROR", "no episode is open on this connection; send reset first")
+            case "step", {"message": str(action)}:
+                return self._step(action)
+            case "step", _:  # also before a reset: AgileRL probes with one and tolerates this error alone
+                return _error("VALIDATION_ERROR", "an action is {'message': text}")
+            case "state", _:
+                state = {"episode_id": self.episode_id, "step_count": len(self.episode.rewards)}
+                return {"type": "state", "data": {**state, "tools": self.episode.tools}}
+            case kind, _:
+                return _error("UNKNOWN_TYPE", f"unknown type {kind!r}; known: reset, step, state, close")
 
-    def _reset(self, seed: Any, options: Any, data: dict[str, Any]) -> dict[str, Any]:
-        if seed is not None and (type(seed) is not int or seed < 0):
-            return _error("VALIDATION_ERROR", f"seed is a non-negative integer, got {seed!r}")
-        if options is not None and not isinstance(options, dict):
-            return _error("VALIDATION_ERROR", f"options is an object, got {type(options).__name__}")
+    def _reset(self, data: dict[str, Any]) -> dict[str, Any]:
         try:
-            observation, info = self.episode.reset(seed, options, bool(data.get("evaluation")))
+            observation, info = self.episode.reset(data.get("seed"), data.get("options"), bool(data.get("evaluation")))
         except (EnvFault, ValueError, TypeError, gymnasium.error.Error) as fault:
             return _error("EXECUTION_ERROR", str(fault))
-        self.episode_id = str(data.get("episode_id") or f"{info.get('task_id', '')}#{info.get('seed', seed)}")[:128]
+        self.episode_id = str(data.get("episode_id") or f"{info.get('task_id', '')}#{info.get('seed', data.get('seed'))}")[:128]
         return _observation(observation, None, False, False, info)
 
-    def _step(self, action: Any) -> dict[str, Any]:
-        if not isinstance(action, str):  # first: AgileRL probes with a step before it resets
-            return _error("VALIDATION_ERROR", "an action is {'message': text}")
-        if self.episode.is_over:
-            return _error("SESSION_ERROR", "no episode is open on this connection; send reset first")
+    def _step(self, action: str) -> dict[str, Any]:
         try:
             observation, reward, _, truncated, info = self.episode.step(action)
         except Exception as fault:
