@@ -130,7 +130,8 @@ class _Session:
             observation, info = self.episode.reset(data.get("seed"), data.get("options"), bool(data.get("evaluation")))
         except (EnvFault, ValueError, TypeError, gymnasium.error.Error) as fault:
             return _error("EXECUTION_ERROR", str(fault))
-        self.episode_id = str(data.get("episode_id") or f"{info.get('task_id', '')}#{info.get('seed', data.get('seed'))}")[:128]
+        seed = info.get("seed", data.get("seed"))
+        self.episode_id = str(data.get("episode_id") or f"{info.get('task_id', '')}#{seed}")[:128]
         return _observation(observation, None, False, False, info)
 
     def _step(self, action: str) -> dict[str, Any]:
