@@ -29,7 +29,7 @@ test-peer-%:
 # The site, in build/docs; a warning is an error. The environments' pages and the settings are made from the code.
 docs: install
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[docs]"
-	-$(BIN)/mrlm check --markdown docs/cards.md
+	$(BIN)/python docs/cards.py
 	$(BIN)/python -m sphinx -q -W --keep-going -E -b html docs build/docs
 	@echo "build/docs/index.html"
 

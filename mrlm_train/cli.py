@@ -58,6 +58,7 @@ Pairs = Annotated[Repeated, arg(metavar="NAME=VALUE")]
 Split = Literal["train", "test", "all"]
 Path = Annotated[str | None, arg(metavar="PATH")]
 Models = Annotated[Repeated, arg(metavar="PATH")]
+Json = Annotated[str, arg(metavar="JSON")]
 _LIMITS = Limits()
 
 
@@ -281,12 +282,10 @@ def play(
 
 
 def check(
-    environment: Positional[str] = "",
-    kwargs: Annotated[str, arg(metavar="JSON")] = "{}",
-    env_arg: Pairs = (),
+    environment: Positional[str],
+    kwargs: Json = "{}",
     json: bool = False,
     html: bool = False,
-    markdown: Annotated[str | None, arg(metavar="FILE")] = None,
     limits: OmitArgPrefixes[Limits] = _LIMITS,
 ) -> int:
     """Is an environment sound? Its quality card; exit status 1 if a check fails.
@@ -294,20 +293,13 @@ def check(
     Args:
         environment: Short name (math), id, module:id, module:function of a PettingZoo game, or openenv:ADDRESS.
         kwargs: Arguments of the environment as a JSON object.
-        env_arg: An argument of the environment, the value in YAML, for example difficulty=[1,2]; may be given again.
         json: Print the card as JSON.
         html: Print the card as a page.
-        markdown: Instead: write the cards of all of our environments into this file.
         limits: The thresholds.
     """
     from mrlm_train.commands import check as command
 
-    if bool(environment) == bool(markdown):
-        raise ValueError("check: give either an environment or --markdown FILE")
-    if markdown:
-        return command.write_page(pathlib.Path(markdown), limits)
-    form = "json" if json else "html" if html else "text"
-    return command.run(environment, {**_object("--kwargs", kwargs), **_values("--env-arg", env_arg)}, limits, form)
+    return command.run(environment, _object(kwargs), limits, "json" if json else "html" if html else "text")
 
 
 def prove(
@@ -374,7 +366,7 @@ def credit_probe(
 def regrade(
     episodes: Positional[str],
     env: str | None = None,
-    kwargs: Annotated[str, arg(metavar="JSON")] = "{}",
+    kwargs: Json = "{}",
     in_place: bool = False,
 ) -> int:
     """Judge stored episodes by the environment as it is now; exit status 1 if one differs.
@@ -389,7 +381,7 @@ def regrade(
 
     if in_place:
         raise ValueError("regrade never changes stored episodes; collect new ones with: mrlm collect")
-    return command.run(episodes, env, _object("--kwargs", kwargs))
+    return command.run(episodes, env, _object(kwargs))
 
 
 def info(
@@ -606,12 +598,12 @@ def _values(flag: str, settings: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _object(flag: str, text: str) -> dict[str, Any]:
+def _object(text: str) -> dict[str, Any]:
     import yaml
 
     found = yaml.safe_load(text)
     if not isinstance(found, dict):
-        raise ValueError(f"{flag} {text}: expected a JSON object")
+        raise ValueError(f"--kwargs {text}: expected a JSON object")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The card: all checks of one environment, and the card as text, JSON, HTML and Markdown."""
+"""The card: all checks of one environment, and the card as text, JSON and HTML."""
 
 import html
 import json
@@ -51,7 +51,8 @@ class Card:
         checks = [asdict(check) for check in self.checks]
         return json.dumps({"schema": 1, "env": self.env, "kwargs": self.kwargs, "checks": checks}, default=str)
 
-    def _rows(self) -> list[list[str]]:
+    def rows(self) -> list[list[str]]:
+        """Name, status and evidence of each check, the evidence with the seed and the action that show it."""
         rows = []
         for check in self.checks:
             evidence = check.evidence if check.seed is None else f"{check.evidence} (seed {check.seed})"
@@ -62,18 +63,12 @@ class Card:
 
     def text(self) -> str:
         """The card as a table for the terminal."""
-        return "\n".join([f"{self.env} {self.kwargs or ''}", *(f"  {a:13} {b:5} {c}" for a, b, c in self._rows())])
-
-    def markdown(self) -> str:
-        """The card as a section of a page."""
-        rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self._rows()]
-        head = ["| check | | evidence |", "| --- | --- | --- |"]
-        return "\n".join([f"## {self.env}", "", *([f"`{self.kwargs}`", ""] if self.kwargs else []), *head, *rows, ""])
+        return "\n".join([f"{self.env} {self.kwargs or ''}", *(f"  {a:13} {b:5} {c}" for a, b, c in self.rows())])
 
     def html(self) -> str:
         """The card as a page."""
-        cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self._rows())
-        rows = "".join(f"<tr class={row[1]}>{line}</tr>\n" for row, line in zip(self._rows(), cells))
+        cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self.rows())
+        rows = "".join(f"<tr class={row[1]}>{line}</tr>\n" for row, line in zip(self.rows(), cells))
         title = html.escape(f"{self.env} {self.kwargs or ''}")
         head = f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
         return f"{head}<h1>{title}</h1><table>{rows}</table>\n"
