@@ -9,20 +9,27 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import os
-import pathlib
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
-from tyro.constructors import PrimitiveConstructorSpec
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from mrlm_envs.checks import Limits
+from mrlm_train.commands.flags import (
+    Environments,
+    Models,
+    Pairs,
+    Path,
+    Positive,
+    Repeated,
+    Split,
+    need_trainers,
+    values,
+)
+from mrlm_train.commands.trust import check, prove, regrade
 
-SMALL_CPU = 4  # cores; a tiny model on few shared cores is many times slower with two torch threads than with one
 NEXT = """\
 mrlm trains language models by reinforcement learning on text environments. What to do next:
 
@@ -35,31 +42,6 @@ mrlm trains language models by reinforcement learning on text environments. What
   mrlm serve --environments math            serve environments to other programs
 
 mrlm COMMAND --help lists the flags of a command."""
-
-
-def _positive(text: list[str]) -> int:
-    value = int(text[0])
-    if value < 1:
-        raise ValueError(f"must be at least 1, got {value}")
-    return value
-
-
-_POSITIVE = PrimitiveConstructorSpec(
-    nargs=1,
-    metavar="N",
-    instance_from_str=_positive,
-    is_instance=lambda value: isinstance(value, int),
-    str_from_instance=lambda value: [str(value)],
-)
-Positive = Annotated[int, _POSITIVE]
-Repeated = Annotated[tuple[str, ...], UseAppendAction]
-Environments = Annotated[Repeated, arg(metavar="ENV")]
-Pairs = Annotated[Repeated, arg(metavar="NAME=VALUE")]
-Split = Literal["train", "test", "all"]
-Path = Annotated[str | None, arg(metavar="PATH")]
-Models = Annotated[Repeated, arg(metavar="PATH")]
-Json = Annotated[str, arg(metavar="JSON")]
-_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -106,7 +88,7 @@ def train(
         overrides: Replace a setting of the configuration, for example training.max_steps=3; may be given again.
         dashboard: Report to Trackio, and show it in a browser while training lasts.
     """
-    _need_trainers()
+    need_trainers()
     from mrlm_train.commands import trackers
     from mrlm_train.experiment import config as configuration
 
@@ -172,7 +154,7 @@ def evaluate(
         raise ValueError("eval: --world-model and --export-inspect take one --model")
     if samples > 1 and generation.temperature == 0:
         raise ValueError(f"eval: {samples} samples of a task are all alike at temperature 0; give --temperature 1")
-    _need_trainers()
+    need_trainers()
     from mrlm_train.inference.hub import check_exists
 
     names, results = [_at_endpoint(name, base_url) for name in model], {}
@@ -235,7 +217,7 @@ def collect(
         raise ValueError("collect: servers do not give away reference solutions; play --expert without --address")
     if preferences and group_size < 2:
         raise ValueError("collect: --preferences compares attempts at one task; give --group-size 2 or more")
-    _need_trainers()
+    need_trainers()
     from tqdm import tqdm
 
     from mrlm_train.commands import collect as command
@@ -281,55 +263,6 @@ def play(
     command.run(dataclasses.replace(entry, split=split), seed)
 
 
-def check(
-    environment: Positional[str],
-    kwargs: Json = "{}",
-    json: bool = False,
-    html: bool = False,
-    limits: OmitArgPrefixes[Limits] = _LIMITS,
-) -> int:
-    """Is an environment sound? Its quality card; exit status 1 if a check fails.
-
-    Args:
-        environment: Short name (math), id, module:id, module:function of a PettingZoo game, or openenv:ADDRESS.
-        kwargs: Arguments of the environment as a JSON object.
-        json: Print the card as JSON.
-        html: Print the card as a page.
-        limits: The thresholds.
-    """
-    from mrlm_train.commands import check as command
-
-    return command.run(environment, _object(kwargs), limits, "json" if json else "html" if html else "text")
-
-
-def prove(
-    config: Annotated[str, arg(metavar="YAML")],
-    output: Annotated[str, arg(metavar="DIR")] = "runs/prove",
-    seeds: Positive = 3,
-    problems: Positive = 200,
-    overrides: Annotated[Repeated, arg(name="set", metavar="KEY=VALUE")] = (),
-) -> None:
-    """Is a lift real? A training beside its controls: random and shuffled rewards, more SFT, no training.
-
-    Args:
-        config: The configuration; demo is that of `mrlm demo`.
-        output: Where results go; what is finished there is not run again.
-        seeds: Trainings, with seeds 0 to N-1.
-        problems: Test tasks in each environment.
-        overrides: Replace a setting of the configuration, for example training.max_steps=3; may be given again.
-    """
-    _need_trainers()
-    from mrlm_train.commands import demo, prove
-    from mrlm_train.experiment import config as configuration
-
-    def load(seed: int, folder: str) -> Any:
-        if config == "demo":
-            return demo.prepared(pathlib.Path(folder), seed, overrides)
-        return configuration.load(config, [*overrides, f"seed={seed}"], folder)
-
-    prove.run(load, pathlib.Path(output), range(seeds), problems)
-
-
 def credit_probe(
     model: Annotated[str, arg(metavar="PATH")],
     environment: str,
@@ -352,7 +285,7 @@ def credit_probe(
         generation: How replies are sampled.
         output: Write the figures as JSON.
     """
-    _need_trainers()
+    need_trainers()
     from mrlm_train.commands import credit_probe as command
     from mrlm_train.inference.hub import check_exists
 
@@ -361,27 +294,6 @@ def credit_probe(
     sampling["max_completion_length"] = sampling.pop("max_episode_tokens")
     (entry,) = _entries([environment], env_arg)
     command.run(model, entry, tasks, branches, output, num_generations=group_size, **sampling)
-
-
-def regrade(
-    episodes: Positional[str],
-    env: str | None = None,
-    kwargs: Json = "{}",
-    in_place: bool = False,
-) -> int:
-    """Judge stored episodes by the environment as it is now; exit status 1 if one differs.
-
-    Args:
-        episodes: The JSONL file.
-        env: The environment, instead of the one that each episode names.
-        kwargs: Arguments of the environment as a JSON object, over those that each episode keeps.
-        in_place: Refused: stored episodes are never changed.
-    """
-    from mrlm_train.commands import regrade as command
-
-    if in_place:
-        raise ValueError("regrade never changes stored episodes; collect new ones with: mrlm collect")
-    return command.run(episodes, env, _object(kwargs))
 
 
 def info(
@@ -413,7 +325,7 @@ def info(
 
         print(command.text())
         return
-    _need_trainers()
+    need_trainers()
     from mrlm_train.commands import memory
 
     settings = {"dtype": dtype, "lora": lora, "batch": batch, "rows": rows, "tokens": tokens, "reference": reference}
@@ -428,7 +340,7 @@ def demo(output: Annotated[str, arg(metavar="DIR")] = "runs/demo", seed: int = 0
         seed: Of weights, tasks and sampling.
         resume: Go on with an interrupted demo.
     """
-    _need_trainers()
+    need_trainers()
     from mrlm_train.commands import demo as command
 
     command.run(seed=seed, output=output, resume=resume)
@@ -573,7 +485,7 @@ def _entries(names: Sequence[str], env_arg: Sequence[str], agent: Sequence[str] 
     """The environments that the flags name."""
     from mrlm_train.rollout.environments import EnvEntry
 
-    kwargs, agents = _values("--env-arg", env_arg), _values("--agent", agent) or None
+    kwargs, agents = values("--env-arg", env_arg), values("--agent", agent) or None
     return [dataclasses.replace(EnvEntry.of(name), kwargs=kwargs, agents=agents, address=address) for name in names]
 
 
@@ -584,38 +496,6 @@ def _at_endpoint(model: str, base_url: str | None) -> str:
     if not base_url.startswith("http"):
         raise ValueError(f"--base-url {base_url}: expected a URL such as http://127.0.0.1:8000/v1")
     return f"{model}@{base_url}"
-
-
-def _values(flag: str, settings: Sequence[str]) -> dict[str, Any]:
-    import yaml
-
-    found: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals or not name:
-            raise ValueError(f"{flag} {setting}: expected NAME=VALUE")
-        found[name] = yaml.safe_load(text)
-    return found
-
-
-def _object(text: str) -> dict[str, Any]:
-    import yaml
-
-    found = yaml.safe_load(text)
-    if not isinstance(found, dict):
-        raise ValueError(f"--kwargs {text}: expected a JSON object")
-    return found
-
-
-def _need_trainers() -> None:
-    """Check that the trainers are installed, and set what has to be set before torch is imported."""
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("trl") is None:
-        raise ModuleNotFoundError('this command needs the trainers; install them: pip install "mrlm[train]"')
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports each trainer's construction otherwise
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    if "OMP_NUM_THREADS" not in os.environ and (os.cpu_count() or 1) <= SMALL_CPU:
-        os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is first imported
 
 
 if __name__ == "__main__":

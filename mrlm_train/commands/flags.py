@@ -1,0 +1,60 @@
+"""Kinds of flags that several commands have, and what commands that train need first."""
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from tyro.conf import UseAppendAction, arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+SMALL_CPU = 4  # cores; a tiny model on few shared cores is many times slower with two torch threads than with one
+
+
+def _positive(text: list[str]) -> int:
+    value = int(text[0])
+    if value < 1:
+        raise ValueError(f"must be at least 1, got {value}")
+    return value
+
+
+_POSITIVE = PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="N",
+    instance_from_str=_positive,
+    is_instance=lambda value: isinstance(value, int),
+    str_from_instance=lambda value: [str(value)],
+)
+Positive = Annotated[int, _POSITIVE]
+Repeated = Annotated[tuple[str, ...], UseAppendAction]
+Environments = Annotated[Repeated, arg(metavar="ENV")]
+Pairs = Annotated[Repeated, arg(metavar="NAME=VALUE")]
+Split = Literal["train", "test", "all"]
+Path = Annotated[str | None, arg(metavar="PATH")]
+Models = Annotated[Repeated, arg(metavar="PATH")]
+Json = Annotated[str, arg(metavar="JSON")]
+
+
+def need_trainers() -> None:
+    """Check that the trainers are installed, and set what has to be set before torch is imported."""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("trl") is None:
+        raise ModuleNotFoundError('this command needs the trainers; install them: pip install "mrlm[train]"')
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports each trainer's construction otherwise
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    if "OMP_NUM_THREADS" not in os.environ and (os.cpu_count() or 1) <= SMALL_CPU:
+        os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is first imported
+
+
+def values(flag: str, settings: Sequence[str]) -> dict[str, Any]:
+    """The settings `NAME=VALUE` of a flag, the values in YAML."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{flag} {setting}: expected NAME=VALUE")
+        found[name] = yaml.safe_load(text)
+    return found
