@@ -4,6 +4,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction, arg
@@ -34,6 +35,34 @@ Split = Literal["train", "test", "all"]
 Path = Annotated[str | None, arg(metavar="PATH")]
 Models = Annotated[Repeated, arg(metavar="PATH")]
 Json = Annotated[str, arg(metavar="JSON")]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How replies are sampled.
+
+    Attributes:
+        temperature: 0 is greedy.
+        max_turn_tokens: Tokens of one reply.
+        max_episode_tokens: Tokens after the prompt.
+        engine: How tokens are sampled.
+        rows: Episodes decoded at once.
+        seed: Of the sampling, and of the tasks of `collect`.
+    """
+
+    temperature: float = 0.0
+    max_turn_tokens: Positive = 256
+    max_episode_tokens: Positive = 1024
+    engine: Literal["auto", "slot", "turn"] = "auto"
+    rows: Positive = 64
+    seed: int = 0
+
+    def sampling(self) -> Any:
+        """The same as the rollout's `Sampling`."""
+        from mrlm_train.inference.sampling import Sampling
+
+        names = ("temperature", "max_turn_tokens", "max_episode_tokens", "seed")
+        return Sampling(**{name: getattr(self, name) for name in names})
 
 
 def need_trainers() -> None:
