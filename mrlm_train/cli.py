@@ -17,6 +17,8 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from mrlm_train.commands.flags import (
+    GREEDY,
+    SAMPLED,
     Environments,
     Generation,
     Models,
@@ -95,7 +97,7 @@ def evaluate(
     num_episodes: Positive = 200,
     samples: Positive = 1,
     split: Split = "test",
-    generation: OmitArgPrefixes[Generation] = Generation(),
+    generation: OmitArgPrefixes[Generation] = GREEDY,
     output: Annotated[str | None, arg(metavar="FILE")] = None,
     episodes: Annotated[str | None, arg(metavar="FILE")] = None,
     export_inspect: Annotated[str | None, arg(metavar="FILE")] = None,
@@ -163,7 +165,7 @@ def collect(
     filter_reward: Annotated[float | None, arg(metavar="T")] = None,
     group_size: Positive = 1,
     split: Split = "train",
-    generation: OmitArgPrefixes[Generation] = Generation(temperature=1.0),
+    generation: OmitArgPrefixes[Generation] = SAMPLED,
 ) -> None:
     """Play episodes and keep them as JSONL or Parquet (docs/episodes.md).
 
@@ -242,7 +244,7 @@ def credit_probe(
     tasks: Positive = 8,
     group_size: Positive = 8,
     branches: Positive = 16,
-    generation: OmitArgPrefixes[Generation] = Generation(temperature=1.0),
+    generation: OmitArgPrefixes[Generation] = SAMPLED,
     output: Annotated[str | None, arg(metavar="FILE")] = None,
 ) -> None:
     """How well each way of credit agrees with Monte Carlo: which turn of an episode mattered?

@@ -65,6 +65,9 @@ class Generation:
         return Sampling(**{name: getattr(self, name) for name in names})
 
 
+GREEDY, SAMPLED = Generation(), Generation(temperature=1.0)
+
+
 def need_trainers() -> None:
     """Check that the trainers are installed, and set what has to be set before torch is imported."""
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("trl") is None:
