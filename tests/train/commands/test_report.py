@@ -144,6 +144,19 @@ def test_a_tracker_that_is_not_installed_is_told_before_anything_loads(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dashboard_without_trackio_says_how_to_install_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "trackio" else real(name, *rest)
+    )
+    path = tmp_path / "c.yaml"
+    path.write_text("model: {model_name_or_path: tiny}\ntraining: {algorithm: ppo}\nenvs: [math]\n")
+    assert main(["train", "--config", str(path), "--output", str(tmp_path / "out"), "--dashboard"]) == 1
+    assert 'trackio is not installed; pip install "mrlm[trackio]"' in capsys.readouterr().err
+
+
 def test_figures_belong_to_sampled_tokens_alone() -> None:
     episode = Episode("E", completion_ids=TOKENIZER.encode("abc"), action_mask=[1, 0, 1])
     tables = {name: torch.tensor([[1.0, 2.0, 3.0, 9.0]]) for name in ("advantages", "old_values")}
