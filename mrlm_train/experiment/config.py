@@ -52,6 +52,7 @@ RANGES = {
     **dict.fromkeys(("max_completion_length", "num_generations"), Ge(1)),
     "temperature": Gt(0),
 }
+NULLABLE = ("target_kl",)  # settings whose default is not null, and that null switches off
 SAMPLING_KEYS = ("max_completion_length", "temperature", "top_p", "top_k", "chat_template_kwargs")
 TOP_LEVEL = {
     **{"experiment_name": str, "output_dir": str, "seed": int},
@@ -348,7 +349,7 @@ def _section(raw: Mapping[str, Any], section: str, known: Mapping[str, Any] | No
 
 
 def _settings(entries: Mapping[str, Any], known: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """Each setting under a known key and of the right type; null leaves a setting out.
+    """Each setting under a known key and of the right type; null leaves a setting out, except one of `NULLABLE`.
 
     Args:
         entries: Key to value.
@@ -362,7 +363,7 @@ def _settings(entries: Mapping[str, Any], known: Mapping[str, Any], section: str
     for key, value in entries.items():
         if key not in known:
             raise ConfigError(_unknown(key, known, "key", section))
-        if value is None:
+        if value is None and key not in NULLABLE:
             continue
         if value is False and key in ("eval_strategy", "save_strategy", "logging_strategy", "mixed_precision"):
             value = "no"  # YAML 1.1 reads a bare `no` as false

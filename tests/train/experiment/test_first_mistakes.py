@@ -75,6 +75,12 @@ def test_a_bare_no_is_a_strategy_and_not_false(tmp_path: Path) -> None:
     assert config.load(tmp_path / "c.yaml").arguments == {"save_strategy": "no"}
 
 
+def test_null_switches_the_trust_region_off_and_leaves_other_settings_out() -> None:
+    assert check({**BASE, "grpo": {"target_kl": None, "num_generations": None}}).arguments == {"target_kl": None}
+    demo = config.load(ROOT / "mrlm_train" / "commands" / "demo.yaml")
+    assert demo.stages[1].arguments["target_kl"] is None
+
+
 def test_an_override_that_a_stage_overrides_is_refused(tmp_path: Path) -> None:
     path = write_config(tmp_path / "c.yaml", STAGED)
     for setting in ("training.max_steps=3", "sft.num_episodes=4"):
