@@ -7,6 +7,9 @@ Pairs come from Episodes that share a task (`mrlm collect --group-size 8`), from
 `rejected`), or, with `envs=`, from groups that the starting policy plays itself before training. TRL's trainer does the
 rest; in an episode of several turns only the tokens the policy sampled count.
 
+Take it for preferences that somebody else gave. On pairs from the policy's own attempts GRPO, or SFT on the better ones
+alone, gained more (`benchmarks/README.md`).
+
 Also a script: `accelerate launch mrlm_train/dpo.py --config my.yaml`.
 """
 

@@ -1,4 +1,4 @@
-"""GRPO on text environments: TRL's trainer, our rollouts.
+"""GRPO on text environments: TRL's trainer, our rollouts. The first choice where a task can be played several times.
 
     trainer = GRPOTrainer("Qwen/Qwen2.5-0.5B-Instruct", envs="mrlm/Math-v0", args=GRPOConfig(output_dir="runs/math"))
     trainer.train()
@@ -95,13 +95,11 @@ class GRPOConfig(RolloutArguments, trl_grpo_config.GRPOConfig):
             "top_groups": (0 < self.top_groups <= 1, "in (0, 1]"),
             "num_minibatches": (self.num_minibatches >= 1, "at least 1"),
             "target_kl": (self.target_kl is None or self.target_kl > 0, "above 0, or null for none"),
+            "temperature": (self.temperature > 0, "above 0 in training (eval_temperature: 0 is greedy evaluation)"),
         }
         for name, (is_fine, range_) in fine.items():
             if not is_fine:
                 raise ValueError(f"{name} must be {range_}, got {getattr(self, name)!r}")
-        if self.temperature <= 0:
-            hint = "for greedy evaluation, set eval_temperature: 0"
-            raise ValueError(f"temperature must be above 0 in training, got {self.temperature}; {hint}")
         if self.steps_per_generation is None and self.generation_batch_size is None:
             self.steps_per_generation = self.num_minibatches * self.gradient_accumulation_steps
         try:
@@ -218,9 +216,8 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
             return advantages_B
         values_BK: list[list[float]] = []
         if method == "branch":  # draws apart from those of all rows
-            values_BK = branch_values(
-                self.rollout, episodes, self.args.credit_branches, self._draw(1 << 31 | first << 12)
-            )
+            draw = self._draw(1 << 31 | first << 12)
+            values_BK = branch_values(self.rollout, episodes, self.args.credit_branches, draw)
         terms_BK = turn_credit(episodes, method, self.args.credit_gamma, values_BK)
         terms_BT = over_tokens(terms_BK, turn_columns(mask_BT, episodes)[1])
         if method == "solver":  # steps, not returns

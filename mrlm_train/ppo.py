@@ -9,6 +9,9 @@ then the clipped policy loss plus the value loss. TRL has dropped its PPO; this 
 critic, so every field of `trl.GRPOConfig` means what it means there, and there are no groups unless `num_generations`
 asks for them.
 
+Take it where a task cannot be played several times, or episodes are long. Elsewhere GRPO does as well in two thirds of
+the CPU time; on episodes as short as ours no benefit of the critic has been measured (`benchmarks/README.md`).
+
 Shape letters: B episodes, T completion tokens, S = T + 1 states, H hidden size.
 
 Also a script: `accelerate launch mrlm_train/ppo.py --config my.yaml`.

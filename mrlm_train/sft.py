@@ -7,6 +7,9 @@ With `envs=` instead of `episodes=` the environments' own experts play first (`n
 learns what the policy said ("behavioral_cloning"), what the environment answered and paid ("world_model", see
 `world_model.py`), or both, each in rows of its own ("combined").
 
+Take it first, until some attempts at a task succeed; go on with it where there are more demonstrations, which then do
+as well as reinforcement learning (ToolUse in `benchmarks/README.md`).
+
 Also a script: `accelerate launch mrlm_train/sft.py --config my.yaml`.
 """
 

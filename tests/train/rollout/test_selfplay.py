@@ -448,7 +448,7 @@ def test_two_engines_at_work_do_not_disturb_each_other(tmp_path: Path, monkeypat
 
 
 def test_greedy_sampling_in_training_is_refused_with_what_to_set() -> None:
-    with pytest.raises(ValueError, match=r"temperature must be above 0 in training, got 0.*eval_temperature: 0"):
+    with pytest.raises(ValueError, match=r"temperature must be above 0 in training \(eval_temperature: 0 .*\), got 0"):
         GRPOConfig("unused", temperature=0)
 
 
