@@ -27,7 +27,11 @@ __all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return getattr(importlib.import_module(f"mrlm_train.{_MODULES[name]}"), name)
+        try:
+            return getattr(importlib.import_module(f"mrlm_train.{_MODULES[name]}"), name)
+        except ModuleNotFoundError as error:
+            hint = 'is not installed; install the trainers: pip install "mrlm[train]"'
+            raise ModuleNotFoundError(f"{error.name} {hint}", name=error.name) from error
     raise AttributeError(f"module 'mrlm_train' has no attribute {name!r}")
 
 

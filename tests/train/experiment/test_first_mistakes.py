@@ -165,6 +165,12 @@ def test_a_misspelled_environment_gets_the_nearest_name_before_torch_is_imported
     assert said.stderr == "mrlm: unknown environment 'mth'; did you mean 'math'?\n"
 
 
+def test_a_trainer_without_torch_says_what_to_install() -> None:
+    code = "import sys; sys.modules['torch'] = None\nfrom mrlm_train import PPOTrainer"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert said.stderr.endswith('torch is not installed; install the trainers: pip install "mrlm[train]"\n')
+
+
 def test_a_name_stands_for_a_model_in_evaluate() -> None:
     assert evaluate("tiny", "math", n=2, sampling=Sampling(max_turn_tokens=4, max_episode_tokens=4))["n"] == 2
 
