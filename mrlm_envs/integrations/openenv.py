@@ -222,7 +222,8 @@ class OpenEnv(TextEnv):
         try:
             if kind == "reset" and self._socket is None:
                 url = "ws" + self.address.removeprefix("http") + "/ws"
-                self._socket = connect(url, open_timeout=self.timeout_s, max_size=16 << 20)
+                # Newer versions connect as a context manager only; `close` leaves it.
+                self._socket = connect(url, open_timeout=self.timeout_s, max_size=16 << 20).__enter__()
             if self._socket is None:
                 raise EnvFault(f"{self.address}: the connection was lost")
             self._socket.send(json.dumps({"type": kind, "data": data}))

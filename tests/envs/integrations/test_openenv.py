@@ -266,7 +266,7 @@ def test_the_card_is_graders_of_openenvs_validation(tmp_path: Path, monkeypatch:
     from openenv.validation.runner import default_grader_registry, run_validation
     from openenv.validation.types import Level
 
-    openenv.export("tests.envs.checks.planted:planted/SharesTheQuestion-v0", str(tmp_path / "space"))
+    export.run("openenv", "tests.envs.checks.planted:planted/SharesTheQuestion-v0", tmp_path / "space")
     registry = GraderRegistry()
     assert registry.load_entry_points() >= 7
 
