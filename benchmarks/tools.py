@@ -78,6 +78,7 @@ def run(seed: int, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         num_generations=8,
         max_turn_tokens=TURN_TOKENS,
         epsilon_high=0.28,
+        target_kl=None,  # the figures of benchmarks/README.md are without it
         max_grad_norm=0.2,
         dynamic_sampling=1,
         temperature=args.temperature,
