@@ -132,7 +132,7 @@ def evaluate(
     from mrlm_train.inference.hub import check_exists
 
     names, results = [_at_endpoint(name, base_url) for name in model], {}
-    entries = _entries(environment, env_arg, agent, address)
+    entries = _playable(environment, env_arg, agent, address)
     for name in names:
         check_exists(name)  # before torch, which takes seconds
     from mrlm_train.commands import evaluate as command
@@ -192,12 +192,12 @@ def collect(
     if preferences and group_size < 2:
         raise ValueError("collect: --preferences compares attempts at one task; give --group-size 2 or more")
     need_trainers()
+    envs = [entry.on_split(split) for entry in _playable(environment, env_arg, agent, address)]
     from tqdm import tqdm
 
     from mrlm_train.commands import collect as command
     from mrlm_train.inference.policy import make
 
-    envs = [entry.on_split(split) for entry in _entries(environment, env_arg, agent, address)]
     seed = generation.seed
     with tqdm(total=num_episodes, unit="episode", disable=None) as bar:
         seen = lambda episode: bar.update()
@@ -271,6 +271,7 @@ def credit_probe(
 
 
 def info(
+    environment: Positional[str | None] = None,
     model: Path = None,
     strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp",
     num_processes: Positive = 1,
@@ -284,6 +285,7 @@ def info(
     """Show environments, algorithms, devices and versions; with --model, the memory a training needs.
 
     Args:
+        environment: Only this one, with its whole page; a short name (math) or an id.
         model: A folder, a Hub name or tiny; only its config.json is read.
         strategy: Of `distributed`.
         num_processes: GPUs.
@@ -297,7 +299,7 @@ def info(
     if model is None:
         from mrlm_train.commands import info as command
 
-        print(command.text())
+        print(command.text() if environment is None else command.page(environment))
         return
     need_trainers()
     from mrlm_train.commands import memory
@@ -461,6 +463,14 @@ def _entries(names: Sequence[str], env_arg: Sequence[str], agent: Sequence[str] 
 
     kwargs, agents = values("--env-arg", env_arg), values("--agent", agent) or None
     return [dataclasses.replace(EnvEntry.of(name), kwargs=kwargs, agents=agents, address=address) for name in names]
+
+
+def _playable(names: Sequence[str], env_arg: Sequence[str], *rest: Any) -> list[Any]:
+    """`_entries` whose arguments an environment has taken: a fault is told before torch, which takes seconds."""
+    entries = _entries(names, env_arg, *rest)
+    for entry in entries if env_arg else ():  # without arguments a model's own may follow
+        entry.build().close()
+    return entries
 
 
 def _at_endpoint(model: str, base_url: str | None) -> str:

@@ -128,9 +128,16 @@ class Alarms(TrainerCallback):
         if logs is None or not state.is_world_process_zero or any(logs.get(name) is None for name in names):
             return
         self._recent.append({name: float(logs[name]) for name in names})
-        if len(self._recent) < self.WINDOW:
-            return
-        now = {name: sum(row[name] for row in self._recent) / self.WINDOW for name in names}
+        if len(self._recent) == self.WINDOW:
+            self._look(args)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at a run with fewer logs than that, too."""
+        if self._recent:
+            self._look(args)
+
+    def _look(self, args: Any) -> None:
+        now = {name: sum(row[name] for row in self._recent) / len(self._recent) for name in self._recent[0]}
         start = self._start = self._start or now
         has_groups = (getattr(args, "num_generations", 1) or 1) > 1
         signs = {

@@ -4,6 +4,7 @@ A tool is a typed function: `@tool` makes its schema from signature and docstrin
 reset with each episode (an interpreter, a file system) are a `Toolset`.
 """
 
+import importlib.util
 import inspect
 import json
 import re
@@ -16,9 +17,11 @@ from mrlm_envs.sandbox import printable
 
 try:
     import docstring_parser
-    import jsonschema  # noqa: F401  (used through its submodule, when a call is checked)
     from pydantic import PydanticUserError, TypeAdapter
     from pydantic.json_schema import GenerateJsonSchema
+
+    if importlib.util.find_spec("jsonschema") is None:  # imported when a call is checked, as it takes a while
+        raise ModuleNotFoundError(name="jsonschema")
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(f"tools need {missing.name}: pip install 'mrlm[tools]'", name=missing.name) from None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mrlm_envs
+from mrlm_envs.tasks import nearest
 from mrlm_train.experiment import ALGORITHMS
 from mrlm_train.experiment.fields import source
 
@@ -19,7 +20,7 @@ EXTRAS = {"tools": "tools", "debate": "debate", "llm": "llm", "remote": "serve"}
 
 
 def environments() -> list[dict[str, Any]]:
-    """One row an environment: short name, id, first line of its page (or what it lacks), arguments, kinds.
+    """One row an environment: short name, id, its page (or what it lacks), arguments, kinds.
 
     An argument without a default is required; its value is `inspect.Parameter.empty`.
     """
@@ -28,14 +29,14 @@ def environments() -> list[dict[str, Any]]:
         try:
             loaded = importlib.import_module(module)
         except ModuleNotFoundError as error:
-            about = f'needs {error.name}: pip install "mrlm[{EXTRAS.get(short, short)}]"'
-            rows.append({"name": short, "id": env_id, "about": about, "arguments": {}, "kinds": ()})
+            page = f'needs {error.name}: pip install "mrlm[{EXTRAS.get(short, short)}]"'
+            rows.append({"name": short, "id": env_id, "page": page, "arguments": {}, "kinds": ()})
             continue
         parameters = list(inspect.signature(getattr(loaded, name).__init__).parameters.values())[1:]
         arguments = {p.name: p.default for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-        page = (loaded.__doc__ or "").strip().splitlines()
+        page = inspect.getdoc(loaded) or ""
         kinds = tuple(getattr(loaded, "KINDS", None) or getattr(loaded, "FAMILIES", ()))
-        rows.append({"name": short, "id": env_id, "about": (page or [""])[0], "arguments": arguments, "kinds": kinds})
+        rows.append({"name": short, "id": env_id, "page": page, "arguments": arguments, "kinds": kinds})
     return rows
 
 
@@ -65,17 +66,36 @@ def devices() -> str:
     return ", ".join(gpus) or f"CPU, {os.cpu_count()} cores"
 
 
+def settings(row: dict[str, Any]) -> list[str]:
+    """The lines about an environment's arguments and kinds."""
+    required = inspect.Parameter.empty
+    arguments = row["arguments"].items()
+    lines = [f"{name} (required)" if value is required else f"{name}={value!r}" for name, value in arguments]
+    return [*lines, f"kinds are {', '.join(row['kinds'])}"] if row["kinds"] else lines
+
+
+def page(environment: str) -> str:
+    """All about one environment: its page, the defaults of its arguments, its kinds.
+
+    Args:
+        environment: Short name or id.
+
+    Raises:
+        ValueError: If it is none of ours.
+    """
+    rows = environments()
+    for row in rows:
+        if environment in (row["name"], row["id"]):
+            return "\n".join([row["page"], "", *settings(row)])
+    raise ValueError(f"unknown environment {environment!r}; {nearest(environment, [row['name'] for row in rows])}")
+
+
 def text() -> str:
     """The whole report."""
     lines = ["Environments"]
     for row in environments():
-        lines.append(f"  {row['name']:10} {row['id']:20} {row['about']}")
-        for name, default in row["arguments"].items():
-            lines.append(
-                f"  {'':31} {name}" + (" (required)" if default is inspect.Parameter.empty else f"={default!r}")
-            )
-        if row["kinds"]:
-            lines.append(f"  {'':31} kinds are {', '.join(row['kinds'])}")
+        lines.append(f"  {row['name']:10} {row['id']:20} {row['page'].partition(chr(10))[0]}")
+        lines += [f"  {'':31} {line}" for line in settings(row)]
     lines += ["", "Algorithms", *(f"  {name:10} {about}" for name, about in algorithms().items())]
     lines += ["", "Devices", f"  {devices()}", "", "Libraries"]
     lines += [f"  {name:14} {version}" for name, version in versions().items()]

@@ -56,7 +56,8 @@ NULLABLE = ("target_kl",)  # settings whose default is not null, and that null s
 SAMPLING_KEYS = ("max_completion_length", "temperature", "top_p", "top_k", "chat_template_kwargs")
 TOP_LEVEL = {
     **{"experiment_name": str, "output_dir": str, "seed": int},
-    **dict.fromkeys(("training", "model", "lora", "rollout", "distributed", *ALGORITHMS), dict),
+    "model": dict | str,  # a string is its name alone
+    **dict.fromkeys(("training", "lora", "rollout", "distributed", *ALGORITHMS), dict),
     **dict.fromkeys(("envs", "eval_envs", "stages"), Any),
 }
 STAGE_KEYS = ("training", "rollout", "envs", "eval_envs", "lora", *ALGORITHMS)
@@ -244,6 +245,8 @@ def _algorithm(raw: Mapping[str, Any], training: Mapping[str, Any]) -> str:
 
 
 def _model(raw: Mapping[str, Any]) -> ModelSection:
+    if isinstance(raw.get("model"), str):
+        raw = {**raw, "model": {"model_name_or_path": raw["model"]}}
     top = {} if raw.get("lora") is None else {"lora": raw["lora"]}
     model = ModelSection(**_settings(_once({"model": _section(raw, "model"), "": top}), _keys(ModelSection), "model"))
     if not model.model_name_or_path:

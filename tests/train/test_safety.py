@@ -198,6 +198,7 @@ def warned(rows: list[dict[str, float]], num_generations: int = 8) -> list[str]:
         for row in rows:
             alarms.on_log(args, state, TrainerControl(), logs={**HEALTHY, **row})
             alarms.on_log(args, state, TrainerControl(), logs={"eval_reward": 1.0})  # not a log of training
+        alarms.on_train_end(args, state, TrainerControl())
     return [str(warning.message) for warning in caught]
 
 
@@ -216,7 +217,12 @@ def test_a_run_that_does_not_learn_is_warned_of_once_with_the_likely_cause(sign:
     assert any(words in text or words[:20] in text for text in said)
 
 
+def test_a_run_of_two_logs_is_warned_of_at_its_end() -> None:
+    [said] = warned([{"completions/clipped_ratio": 1.0}] * 2)
+    assert "raise max_completion_length" in said
+
+
 def test_a_healthy_run_is_not_warned_of() -> None:
-    assert warned([{}] * 20) == []
+    assert warned([]) == warned([{}]) == warned([{}] * 20) == []
     assert warned([{}] * 5 + [{"entropy": 0.05, "reward": 0.95}] * 20) == []  # it has become good, and sure of it
     assert warned([{"frac_reward_zero_std": 1.0}] * 20, num_generations=1) == []  # PPO: a group of one says nothing

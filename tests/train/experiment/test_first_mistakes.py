@@ -70,6 +70,10 @@ def test_a_senseless_value_names_its_key(raw: dict[str, Any], message: str) -> N
         check({**BASE, **raw})
 
 
+def test_a_model_is_its_name_alone_too() -> None:
+    assert check({**BASE, "model": "tiny", "grpo": {}}).model == check({**BASE, "grpo": {}}).model
+
+
 def test_a_bare_no_is_a_strategy_and_not_false(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("model: {model_name_or_path: tiny}\nenvs: math\ngrpo: {save_strategy: no}\n")
     assert config.load(tmp_path / "c.yaml").arguments == {"save_strategy": "no"}
@@ -154,15 +158,36 @@ def test_info_shows_required_arguments_kinds_remote_and_algorithms() -> None:
         assert shown in text
 
 
-@pytest.mark.parametrize("command", ["eval --model tiny --environment mth", "play mth"])
-def test_a_misspelled_environment_gets_the_nearest_name_before_torch_is_imported(command: str) -> None:
+def test_info_of_one_environment_is_its_whole_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "math"]) == 0
+    shown = capsys.readouterr().out
+    for part in ("| terminated |", "difficulty=(1, 3)", "kinds are addition,"):
+        assert part in shown
+    assert "mrlm/Code-v0" not in shown
+
+
+MISSPELLED = "unknown environment 'mth'; did you mean 'math'?"
+WRONG_KIND = "environment mrlm/Math-v0: unknown kind 'adition'; did you mean 'addition'?"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("eval --model tiny --environment mth", MISSPELLED),
+        ("play mth", MISSPELLED),
+        ("info mth", MISSPELLED),
+        ("eval --model tiny --environment math --env-arg kinds=[adition]", WRONG_KIND),
+        ("collect --expert --environment math -n 1 -o e.jsonl --env-arg kinds=[adition]", WRONG_KIND),
+    ],
+)
+def test_a_misspelled_environment_or_kind_gets_the_nearest_before_torch_is_imported(command: str, message: str) -> None:
     code = (
         "import sys; from mrlm_train.cli import main\n"
         f"print(main({command.split()!r}), [name for name in ('torch', 'transformers') if name in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert said.stdout == "1 []\n"
-    assert said.stderr == "mrlm: unknown environment 'mth'; did you mean 'math'?\n"
+    assert said.stderr == f"mrlm: {message}\n"
 
 
 def test_a_trainer_without_torch_says_what_to_install() -> None:
