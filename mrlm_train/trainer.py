@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
@@ -76,6 +77,9 @@ class RolloutArguments:
             args.gradient_checkpointing = True
         if on_cpu:
             args.dataloader_pin_memory = False
+            if args.fp16:
+                args.fp16 = False
+                warnings.warn("fp16 needs a GPU, and there is none here: training is in float32", stacklevel=3)
         super().__post_init__()  # type: ignore[misc]
 
     def sampling(self, **changes: Any) -> Sampling:

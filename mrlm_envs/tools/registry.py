@@ -17,11 +17,11 @@ from mrlm_envs.sandbox import printable
 
 try:
     import docstring_parser
-    from pydantic import PydanticUserError, TypeAdapter
-    from pydantic.json_schema import GenerateJsonSchema
 
     if importlib.util.find_spec("jsonschema") is None:  # imported when a call is checked, as it takes a while
         raise ModuleNotFoundError(name="jsonschema")
+    from pydantic import PydanticUserError, TypeAdapter
+    from pydantic.json_schema import GenerateJsonSchema
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(f"tools need {missing.name}: pip install 'mrlm[tools]'", name=missing.name) from None
 

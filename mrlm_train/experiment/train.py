@@ -343,8 +343,14 @@ def _save(config: RunConfig, trainer: Any, final: Path) -> None:
 def _name_model(card: Path, config: RunConfig) -> None:
     """TRL's model card names only models on the Hub, and calls every other `None`."""
     if distributed.is_main() and card.is_file():
-        nameless, name = "[None](https://huggingface.co/None)", f"`{config.model.model_name_or_path}`"
-        card.write_text(card.read_text("utf-8").replace(nameless, name), "utf-8")
+        names = {
+            "[None](https://huggingface.co/None)": f"`{config.model.model_name_or_path}`",
+            'model="None"': f'model="{card.with_name("final")}"',
+        }
+        text = card.read_text("utf-8")
+        for nameless, name in names.items():
+            text = text.replace(nameless, name)
+        card.write_text(text, "utf-8")
 
 
 def _merge(config: RunConfig, trainer: Any, folder: Path) -> None:

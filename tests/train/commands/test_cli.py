@@ -177,7 +177,8 @@ def test_a_run_leaves_config_metrics_transcripts_checkpoints_and_the_model(train
     for key in ("loss", "reward", "reward_std", "success", "entropy", "grad_norm", "tokens_per_second"):
         assert isinstance(rows[0][key], int | float), key
     assert {"checkpoint-2", "checkpoint-4", "config.yaml", "episodes", "final"} <= {p.name for p in trained.iterdir()}
-    assert "fine-tuned version of `tiny`" in (trained / "README.md").read_text()  # the model card
+    card = (trained / "README.md").read_text()
+    assert "fine-tuned version of `tiny`" in card and f'model="{trained / "final"}"' in card and "None" not in card
     transcript = json.loads(next((trained / "episodes").iterdir()).read_text().splitlines()[0])
     assert transcript["env_id"] == "mrlm/Math-v0" and transcript["messages"]
     assert json.loads((trained / "final" / "mrlm.json").read_text())["envs"][0]["kwargs"]["kinds"] == ["addition"]

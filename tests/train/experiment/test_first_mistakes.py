@@ -109,6 +109,8 @@ def test_float16_without_a_gpu_says_so(tmp_path: Path, capsys: pytest.CaptureFix
     args = training._training_arguments(check({**raw, "training": {"batch_size": 2, "use_cpu": True}}))
     assert not args.fp16
     assert "float16 needs a GPU, and there is none here" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="fp16 needs a GPU"):
+        assert not GRPOConfig(str(tmp_path), fp16=True, use_cpu=True).fp16
 
 
 @pytest.mark.slow
