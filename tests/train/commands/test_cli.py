@@ -246,8 +246,8 @@ def test_eval_does_not_take_the_training_split_for_its_own(tmp_path):
     from mrlm_train.experiment import run_directory
     from mrlm_train.rollout.environments import EnvEntry
 
-    run_directory.write_environments(tmp_path, [EnvEntry("E", {"split": "train", "low": 1})])
-    assert run_directory.read_environments(str(tmp_path)) == {"E": {"low": 1}}
+    run_directory.write_environments(tmp_path, [EnvEntry("my/E-v0", {"split": "train", "low": 1})])
+    assert run_directory.read_environments(str(tmp_path)) == {"my/E-v0": {"low": 1}}
 
 
 def test_several_attempts_train_too(tmp_path):

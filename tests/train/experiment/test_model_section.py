@@ -137,7 +137,7 @@ def test_merge_leaves_the_whole_model_and_the_critic_in_place_of_the_adapter(mod
         "output_dir": str(tmp_path / "run"),
         "model": {"model_name_or_path": model, "lora": {"r": 2, "target_modules": "all-linear"}, "merge": True},
         "training": {"algorithm": "ppo", "batch_size": 4, "max_steps": 1, "learning_rate": 0.1, "save_strategy": "no"},
-        "ppo": {"max_completion_length": 8, "max_turn_tokens": 4, "value_learning_rate": 0.1},
+        "ppo": {"max_completion_length": 8, "max_turn_tokens": 4, "value_learning_rate": 0.1, "target_kl": None},
         "envs": [{**SUMS, "reward": "tests.support.processes:lottery"}],
     }
     final = training.run(check(raw))
