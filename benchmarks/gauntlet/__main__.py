@@ -29,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="only every n-th case, for a quick look")
     options = parser.parse_args(argv)
     own = options.grader if options.grader and ":" in options.grader else None
+    if not own and options.grader not in (None, *(name for task in TASKS for name in graders.GRADERS[task])):
+        parser.error(f"{options.grader}: neither module:function nor a grader of the table")
     for task in TASKS:
         if own:
             chosen = {own: own} if task == (options.task or "math") else {}

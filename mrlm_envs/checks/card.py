@@ -11,7 +11,7 @@ from mrlm_envs.checks.playing import Crash
 from mrlm_envs.checks.reproducibility import determinism, interleaving, pickling, replay, threads
 from mrlm_envs.checks.rewards import difficulty, floor, leakage, oracle
 from mrlm_envs.checks.robustness import faults, speed, splits
-from mrlm_envs.checks.subject import Check, Fail, Limits, Skip, Subject
+from mrlm_envs.checks.subject import Check, Fail, Limits, Skip, Subject, Unknown
 
 # In the order of the card.
 NAMES = (
@@ -111,9 +111,11 @@ def card(
                 found[name] = Check(name, verdict.status, *verdict.args)
             except Exception as error:  # an environment may raise anything, anywhere
                 crash = crash or _as_crash(error, name)
-    except (ValueError, TypeError):
-        raise  # an unknown id, an argument that does not fit
+                if name == "faults":
+                    break  # it hangs, or ends its process: nothing else is safe to try
     except Exception as error:
+        if isinstance(error, Unknown) or (kwargs and isinstance(error, ValueError | TypeError)):
+            raise  # an unknown id, an argument that does not fit
         crash = _as_crash(error, "it cannot be made")
     if crash is not None and ("faults" not in found or found["faults"].status == "pass"):
         found["faults"] = Check("faults", "fail", str(crash), crash.seed, crash.action)

@@ -1,7 +1,8 @@
 """Episodes in another process, with another hash seed of Python: `python -m mrlm_envs.checks.child`.
 
-The job comes as JSON on standard input, `{"env", "kwargs", "path", "episodes": [[seed, actions], …]}`; each episode is
-answered by one line of JSON: its trace, or the crash. What hangs or kills the process costs this process alone.
+The job comes as JSON on standard input, `{"env", "kwargs", "path", "seconds", "episodes": [[seed, actions], …]}`; the
+environment's being made and each episode are answered by a line of JSON: its trace, or the crash. What hangs or kills
+the process costs this process alone.
 """
 
 import json
@@ -9,12 +10,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
-from mrlm_envs.checks.playing import Crash, episode, follow, say
+from mrlm_envs.checks.playing import Crash, Policy, episode, expert, expert_kind, follow, mixed, say
 
-Job = tuple[int, list[str] | str]  # a seed, and the actions or the one that is said until the end
+# A seed, and the actions, or the one that is said until the end, or None: the expert or odd words act.
+Job = tuple[int, list[str] | str | None]
 
 
 def run(env_id: str, kwargs: dict[str, Any], episodes: Sequence[Job], hash_seed: int, timeout: float) -> list[Any]:
@@ -25,17 +28,18 @@ def run(env_id: str, kwargs: dict[str, Any], episodes: Sequence[Job], hash_seed:
         kwargs: The environment's arguments, JSON values.
         episodes: What to play.
         hash_seed: PYTHONHASHSEED of the process.
-        timeout: Seconds for all of it.
+        timeout: Seconds for all of it; what is not a list of actions is stopped between two steps after half of them.
 
     Returns:
-        For each episode `{"trace": …}` or `{"crash": message, "seed", "action"}`. `{"lost": message}` is the last when
-        the process could not be started, ended early or took too long.
+        For each episode `{"trace": …}` or `{"crash": message, "seed", "action"}`. `{"lost": message, "made"}` is the
+        last when the process could not be started, ended early or took too long; `made`: it had made the environment.
     """
     environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
     lost, output = "", b""
     try:
-        job = json.dumps({"env": env_id, "kwargs": kwargs, "path": sys.path, "episodes": episodes}).encode()
-        command = [sys.executable, "-m", __name__]
+        told = {"env": env_id, "kwargs": kwargs, "path": sys.path, "seconds": timeout / 2, "episodes": episodes}
+        job = json.dumps(told).encode()
+        command = [sys.executable, "-W", "ignore", "-m", __name__]
         done = subprocess.run(command, input=job, env=environment, capture_output=True, timeout=timeout)
         output = done.stdout
         if done.returncode:
@@ -46,7 +50,7 @@ def run(env_id: str, kwargs: dict[str, Any], episodes: Sequence[Job], hash_seed:
     except TypeError:
         lost = "its arguments are not JSON"
     answers = [json.loads(line) for line in output.splitlines() if line.startswith(b'{"') and line.endswith(b"}")]
-    return answers + ([{"lost": lost}] if lost else [])
+    return answers[1:] + ([{"lost": lost, "made": bool(answers)}] if lost else [])
 
 
 def main() -> None:
@@ -61,8 +65,17 @@ def main() -> None:
     job = json.load(sys.stdin)
     sys.path[:] = job["path"]
     env = make(job["env"], job["kwargs"])
+    print(json.dumps({"made": True}), file=answer, flush=True)
+    until = time.monotonic() + job["seconds"]
+
+    def hurried(policy: Policy) -> Policy:  # an environment that is slow does not look as if it hung
+        return lambda env, observation: policy(env, observation) if time.monotonic() < until else None
+
     for seed, actions in job["episodes"]:
-        policy = say(actions) if isinstance(actions, str) else follow(actions)
+        if actions is None:
+            policy = hurried(expert if expert_kind(env) else mixed(seed))
+        else:
+            policy = hurried(say(actions)) if isinstance(actions, str) else follow(actions)
         try:
             found: dict[str, Any] = {"trace": list(episode(env, policy, seed))}
         except Crash as crash:

@@ -10,27 +10,25 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from mrlm_envs.checks.playing import INJECTION, WORDS, Played, Policy, expert, follow, play, say
+from mrlm_envs.checks.playing import SAID, WORDS, Played, Policy, Trace, expert, follow, play, say
 from mrlm_envs.checks.subject import Fail, Skip, Subject
 
 CONSTANTS = ("yes", "no", "true", "false", "A", "B", "C", "D", "0", "1", "2", "10")
 FORMS = ("{0}", "\\boxed{{{0}}}", "<answer>{0}</answer>", "#### {0}")  # an answer as it is, and marked as one
 COPYING = ("echo", "the observation in a box")
+_NAMES = ("a prompt injection", "2,000 words", "a number", "a number in a box", "a number in answer tags")
 # Policies that say nothing about the task: one lucky hit is no more likely for them than for noise.
 BLIND: dict[str, Policy] = {
     "silence": say(""),
     "echo": lambda _, observation: observation,
     "the observation in a box": lambda _, observation: f"\\boxed{{{observation}}}",
-    "a prompt injection": say(INJECTION),
-    "2,000 words": say("word " * 2_000),
-    "a number": say("73915"),
-    "a number in a box": say("\\boxed{73915}"),
-    "a number in answer tags": say("<answer>73915</answer>"),
+    **dict(zip(_NAMES, map(say, SAID))),
 }
 _UNTOLD = ("task_id", "seed", "turn", "role", "rewards")  # names of things, not hints
 _TOKEN = re.compile(r"[^\s,;:!?\"'`<>()\[\]{}=]+")
 _MARKED = re.compile(r"\\boxed\{(.+)\}|<answer>(.+)</answer>|```\w*\n(.+?)\n?```", re.DOTALL)
-_ENDS = 20  # tokens tried from each end of a text
+_ENDS = 1_000  # tokens read from each end of a text
+_TRIED = 200  # of what differs between seeds, the nearest to an end first
 _LONG = 8  # characters of an answer that stands nowhere by chance
 
 
@@ -52,7 +50,9 @@ def _find_copied(subject: Subject, env: gymnasium.Env[str, str]) -> None:
     """Raise for a place whose content earns the reward when it is copied, and earns less in another episode."""
     maximum = subject.limits.maximum
     for before in ([], ["abc"]):
-        candidates = set(_parts(env, 0, before))
+        shown, *others = (_parts(env, seed, before) for seed in range(8))
+        varied = [part for part in shown if any(other.get(part) != shown[part] for other in others)]
+        candidates = set(sorted(varied, key=lambda part: abs(part[1] or 0))[:_TRIED])
         for seed in subject.seeds(16):
             parts = _parts(env, seed, before)
             paid = set()
@@ -63,14 +63,14 @@ def _find_copied(subject: Subject, env: gymnasium.Env[str, str]) -> None:
                     paid.add(value)
             candidates = {place for place in candidates if parts.get(place) in paid}
         for place in sorted(candidates, key=str):
-            shown = [_parts(env, seed, before).get(place, "") for seed in range(5)]
+            texts = [_parts(env, seed, before).get(place, "") for seed in range(5)]
             own, others = (
-                statistics.fmean(_pay(env, seed, before, shown[seed - shift])[0] for seed in range(5))
+                statistics.fmean(_pay(env, seed, before, texts[seed - shift])[0] for seed in range(5))
                 for shift in (0, 1)
             )
             if own - others > maximum / 4:
                 after = " after a wrong action" if before else ""
-                raise Fail(f"{place[0]}{after} shows the answer", 0, _pay(env, 0, before, shown[0])[1])
+                raise Fail(f"{place[0]}{after} shows the answer", 0, _pay(env, 0, before, texts[0])[1])
 
 
 def _pay(env: gymnasium.Env[str, str], seed: int, before: list[str], value: str) -> tuple[float, str]:
@@ -84,13 +84,11 @@ def _pay(env: gymnasium.Env[str, str], seed: int, before: list[str], value: str)
 
 def _parts(env: gymnasium.Env[str, str], seed: int, before: list[str]) -> dict[tuple[str, int | None], str]:
     """Each text shown after some actions, whole and by its first and last tokens."""
-    observation, info = env.reset(seed=seed)
-    for action in before:
-        observation, _, terminated, truncated, info = env.step(action)
-        if terminated or truncated:
-            return {}
+    trace = play(env, follow(before), seed).trace
+    if len(trace) > 1 and (trace[-1][2] or trace[-1][3]):
+        return {}
     parts: dict[tuple[str, int | None], str] = {}
-    for place, text in _shown(env, observation, info).items():
+    for place, text in _shown(env, trace).items():
         parts[place, None] = text.strip()
         tokens = [token.strip(".") for token in _TOKEN.findall(text)]
         for i in range(min(_ENDS, len(tokens))):
@@ -98,18 +96,19 @@ def _parts(env: gymnasium.Env[str, str], seed: int, before: list[str]) -> dict[t
     return parts
 
 
-def _shown(env: gymnasium.Env[str, str], observation: str, info: dict[str, Any]) -> dict[str, str]:
-    """Place to text: the texts and numbers of info (tools among them), the observation, the rendered rest."""
+def _shown(env: gymnasium.Env[str, str], trace: Trace) -> dict[str, str]:
+    """What the end of a trace shows, place to text: info (tools among it), the observation, the rendered rest."""
     shown: dict[str, str] = {}
+    observation, info = trace[-1][0], json.loads(trace[-1][-1])
 
     def walk(value: Any, path: str) -> None:
         if isinstance(value, dict):
             for key, item in value.items():
                 walk(item, f"{path}[{key!r}]")
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, list):
             for i, item in enumerate(value):
                 walk(item, f"{path}[{i}]")
-        elif isinstance(value, str | int | float | np.number) and not isinstance(value, bool):
+        elif isinstance(value, str | int | float) and not isinstance(value, bool):
             shown[path] = str(value)
 
     walk({key: value for key, value in info.items() if key not in _UNTOLD}, "info")
@@ -124,11 +123,11 @@ def _find_solution(subject: Subject, env: gymnasium.Env[str, str]) -> None:
     """Raise for a place that holds the expert's answer in each of several episodes, and not that of another."""
     looks = []
     for seed in subject.seeds(8):
-        observation, info = env.reset(seed=seed)
-        action = expert(env, observation) or ""
+        trace = play(env, follow([]), seed).trace
+        action = expert(env, trace[0][0]) or ""
         marked = _MARKED.search(action)
         answer = next(filter(None, marked.groups())) if marked else action
-        looks.append((_shown(env, observation, info), answer.strip()))
+        looks.append((_shown(env, trace), answer.strip()))
     for place in looks[0][0]:
         texts, answers = zip(*((shown.get(place, ""), answer) for shown, answer in looks))
         own = all(len(answer) >= _LONG and answer in text for text, answer in zip(texts, answers))

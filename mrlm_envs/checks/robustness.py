@@ -1,5 +1,6 @@
 """Tasks, time and text: splits, speed, faults."""
 
+import inspect
 import re
 import resource
 import statistics
@@ -11,7 +12,7 @@ from typing import Any
 import gymnasium
 
 from mrlm_envs.checks import child
-from mrlm_envs.checks.playing import HOSTILE, mixed, play, say
+from mrlm_envs.checks.playing import HOSTILE, SAID, Crash, mixed, play, say
 from mrlm_envs.checks.subject import Fail, Skip, Subject, Task
 
 DEADLINE = 90.0  # seconds for all hostile texts
@@ -21,22 +22,27 @@ Key = Callable[[Task], Any]
 
 def faults(subject: Subject) -> str:
     """No text is an error: hostile strings, 2 MB, lone surrogates, each played to the end in another process."""
-    answers = child.run(subject.env_id, subject.kwargs, [(0, text) for text in HOSTILE], 0, DEADLINE)
-    for text, answer in zip(HOSTILE, answers):
+    acted = (None, *HOSTILE, *SAID)
+    answers = child.run(subject.env_id, subject.kwargs, [(0, text) for text in acted], 0, DEADLINE)
+    if answers[-1].get("made"):
+        text = acted[len(answers) - 1]
+        raise Crash(f"seed 0, {'play' if text is None else f'step({text[:60]!r})'}: {answers[-1]['lost']}", 0, text)
+    for answer in answers:
         if "crash" in answer:
-            raise Fail(answer["crash"], answer["seed"], answer["action"])
-        if "lost" in answer and answer is not answers[0]:
-            raise Fail(f"seed 0, step({text[:60]!r}): {answer['lost']}", 0, text)
-    if "lost" in answers[0]:  # it cannot be made there: played here, without protection
+            # without a reset, or without its own expert, nothing else can be played
+            raise (Crash if answer["action"] is None else Fail)(answer["crash"], answer["seed"], answer["action"])
+    if "lost" in answers[-1]:  # it cannot be made there: played here, without protection
         for text in HOSTILE:
             play(subject.env, say(text), 0)
+    elif left := sum(len(answer["trace"]) == 1 for answer in answers[1:]):
+        return f"{len(acted) - left} of {len(acted)} texts raise nothing; its time was up before all were tried"
     return f"{len(HOSTILE)} hostile texts, 2 MB and lone surrogates among them, raise nothing"
 
 
 def splits(subject: Subject) -> str:
     """Enough distinct tasks in each split, and none in both, by id, by content or nearly."""
-    if "seed is ignored" in subject.line("determinism").evidence:
-        raise Skip("cannot be counted: the seed is ignored (see determinism)")
+    if subject.line("determinism").status == "fail":
+        raise Skip("cannot be counted: the seed does not decide the task (see determinism)")
     try:
         members = {} if subject.is_remote else {split: subject.make(split=split) for split in ("train", "test")}
     except (TypeError, ValueError):  # it knows no splits
@@ -49,7 +55,8 @@ def splits(subject: Subject) -> str:
     if min(counts.values()) < subject.limits.tasks:
         seeds = max(max(tasks.values()) for tasks in drawn.values()) + 1
         raise Fail(f"{found} of {seeds} seeds; at least {subject.limits.tasks} are wanted")
-    if not members:
+    is_alike = all(len(set(pair)) == 1 for pair in zip(*(tasks.items() for tasks in drawn.values())))
+    if not members or (is_alike and not _names_splits(subject.env)):
         return f"{found}; it knows no splits, so none can overlap"
     train, test = drawn.values()
     is_told_by_text = subject.expert or len({task.text for task in train}) > len(train) / 2
@@ -67,6 +74,12 @@ def splits(subject: Subject) -> str:
             )
             raise Fail(evidence, test[shared[0]])
     return f"{found}, none in both"
+
+
+def _names_splits(env: gymnasium.Env[str, str]) -> bool:
+    """Whether `split` is an argument by name; `**kwargs` swallow it where it means nothing."""
+    own = type(getattr(env.unwrapped, "game", env).unwrapped)
+    return any("split" in inspect.signature(cls.__init__).parameters for cls in own.__mro__)
 
 
 def _tasks(subject: Subject, env: gymnasium.Env[str, str], identity: Key) -> dict[Task, int]:

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -43,6 +44,10 @@ class Fail(Exception):
     """A check fails. Its arguments are the evidence and, where they show it, a seed and an action."""
 
     status = "fail"
+
+
+class Unknown(ValueError):
+    """There is no such environment."""
 
 
 class Skip(Exception):
@@ -96,7 +101,6 @@ class Subject:
 
     Attributes:
         env: An instance to play on.
-        expert: "always", "honest" or None; see `playing.expert_kind`.
         found: The lines of the card so far.
         episodes: The episodes that `determinism` has recorded, for the checks that replay them.
         interference: How one instance disturbs another, if `determinism` has met that.
@@ -117,11 +121,14 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.env = self.make()
-        self.expert = expert_kind(self.env)
+
+    @cached_property
+    def expert(self) -> str | None:
+        """ "always", "honest" or None, as `playing.expert_kind`; None too where `expert()` has nothing to say."""
         said: list[str | None] = []
-        if self.expert:
+        if kind := expert_kind(self.env):
             play(self.env, lambda env, observation: said.append(expert(env, observation)), 0)
-            self.expert = self.expert if said[0] is not None else None
+        return kind if said and said[0] is not None else None
 
     @property
     def is_remote(self) -> bool:
@@ -176,7 +183,7 @@ def make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env[str, str]:
     """The environment of an id, as `mrlm check` takes it.
 
     Raises:
-        ValueError: If there is no such environment.
+        Unknown: If there is no such environment.
     """
     if env_id.startswith(OPENENV):
         address = env_id.removeprefix(OPENENV)
@@ -184,13 +191,14 @@ def make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env[str, str]:
         env_id = "mrlm/OpenEnv-v0"
     module, _, name = env_id.rpartition(":")
     try:
-        if module and name.isidentifier():
-            made: Any = getattr(importlib.import_module(module), name)(**kwargs)
-            if not hasattr(made, "possible_agents"):
-                return made
-            from mrlm_envs.checks.games import GameSide
-
-            return GameSide(made)
-        return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+        if not (module and name.isidentifier()):
+            return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+        factory = getattr(importlib.import_module(module), name)
     except (gymnasium.error.Error, ImportError, AttributeError) as error:
-        raise ValueError(f"environment {env_id}: {error}") from error
+        raise Unknown(f"environment {env_id}: {error}") from error
+    made = factory(**kwargs)
+    if not hasattr(made, "possible_agents"):
+        return made
+    from mrlm_envs.checks.games import GameSide
+
+    return GameSide(made)

@@ -1,5 +1,6 @@
 """A sound environment, as a `TextEnv` and as a plain Gymnasium one, and the same with one fault planted in each."""
 
+import os
 import random
 import re
 import sys
@@ -248,8 +249,6 @@ class RaisesAtReset(Sum):
 class Dies(Sum):
     def respond(self, action):
         if "9^{9^{9" in action:
-            import os
-
             os._exit(3)
         return super().respond(action)
 
@@ -276,9 +275,6 @@ class GivesAwayOneKind(Sum):
 
 
 class IsSlow(Sum):
-    def begin(self, options):
-        return super().begin(options)
-
     def respond(self, action):
         time.sleep(0.03)
         return super().respond(action)
@@ -321,6 +317,17 @@ class PlainLeakInInfo(PlainSum):
         return {"hint": f"think of {self.a + self.b}"}
 
 
+class PlainLeakInAnArray(PlainSum):
+    def info(self):
+        return {"target": np.array([self.a + self.b])}
+
+
+class PlainLeakAmongManyWords(PlainSum):
+    def reset(self, *, seed=None, options=None):
+        text, info = super().reset(seed=seed)
+        return f"{'Read with care. ' * 20} {self.a + self.b} {'Think first. ' * 20} {text}", info
+
+
 class PlainLeakInTheObservation(PlainSum):
     def reset(self, *, seed=None, options=None):
         text, info = super().reset(seed=seed)
@@ -352,6 +359,14 @@ class PlainSeedIgnored(PlainSum):
         return super().reset(seed=None)
 
 
+MODULE_GENERATOR = random.Random(7)
+
+
+class PlainModuleGenerator(PlainSum):
+    def numbers(self):
+        return MODULE_GENERATOR.randint(100, 999), MODULE_GENERATOR.randint(100, 999)
+
+
 class PlainSharedState(PlainSum):
     answer: int = 0
 
@@ -362,6 +377,20 @@ class PlainSharedState(PlainSum):
 
     def pays(self, action):
         return float(str(PlainSharedState.answer) in action)
+
+
+class PlainTakesAnything(gymnasium.Env[str, str]):
+    """Sound: it swallows a `split` that means nothing to it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.env = PlainSum()
+        self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
+
+    def reset(self, *, seed=None, options=None):
+        return self.env.reset(seed=seed)
+
+    def step(self, action):
+        return self.env.step(action)
 
 
 class PlainFewTasks(PlainSum):
@@ -384,6 +413,28 @@ class PlainRaisesOnLongTexts(PlainSum):
     def pays(self, action):
         if len(action) > 1_000_000:
             raise ValueError("too long")
+        return super().pays(action)
+
+
+class PlainRaisesWhenMade(PlainSum):
+    def __init__(self, **kwargs):
+        raise ValueError("the file of tasks is damaged")
+
+
+class PlainSpeaksInNumbers(PlainSum):
+    def reset(self, *, seed=None, options=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return 7, super().reset(seed=seed)[1]
+
+
+class PlainEndsItsProcess(PlainSum):
+    def step(self, action):
+        raise SystemExit(3)
+
+
+class Hangs(PlainSum):
+    def pays(self, action):
+        while action == "73915":
+            time.sleep(0.1)
         return super().pays(action)
 
 
@@ -413,16 +464,17 @@ class PlainGoodExpert(PlainSum):
 
 # The check that finds each; None for the sound ones.
 FOUND_BY: dict[str | None, tuple[type[gymnasium.Env[str, str]], ...]] = {
-    None: (Sum, PlainSum, PlainGoodExpert),
+    None: (Sum, PlainSum, PlainGoodExpert, PlainTakesAnything),
     "oracle": (HasAWeakExpert, HasAnExpertThatStops, PlainWeakExpert),
     "floor": (PaysForLength, PaysForAnyBox, PaysLengthOnly, PlainPayForLength, PlainPayForAnyBox),
     "leakage": (
         *(LeaksInInfo, LeaksInTheObservation, LeaksInATool, LeaksInFeedback, LeaksInTheRendering),
         *(PlainLeakInInfo, PlainLeakInTheObservation, PlainLeakInTheRendering),
+        *(PlainLeakInAnArray, PlainLeakAmongManyWords),
     ),
     "determinism": (
         *(DrawsFromTheGlobalGenerator, SeedsTheGlobalGenerator, DrawsFromNumpysGenerator, IgnoresTheSeed),
-        *(AlwaysSeedsAlike, DrawsOnFromTheLastEpisode, PlainGlobalGenerator, PlainSeedIgnored),
+        *(AlwaysSeedsAlike, DrawsOnFromTheLastEpisode, PlainGlobalGenerator, PlainSeedIgnored, PlainModuleGenerator),
     ),
     "replay": (DependsOnTheHashSeed,),
     "interleaving": (SharesTheAnswer, SharesTheQuestion, CountsOnTheClass, PlainSharedState),
@@ -433,7 +485,13 @@ FOUND_BY: dict[str | None, tuple[type[gymnasium.Env[str, str]], ...]] = {
     "speed": (IsSlow,),
     "faults": (
         *(RaisesOnNumerals, RaisesOnEverything, RaisesAtReset, Dies),
-        *(PlainRaisesOnSurrogates, PlainRaisesOnLongTexts),
+        *(
+            PlainRaisesOnSurrogates,
+            PlainRaisesOnLongTexts,
+            PlainRaisesWhenMade,
+            PlainSpeaksInNumbers,
+            PlainEndsItsProcess,
+        ),
     ),
 }
 PLANTED = {planted: name for name, listed in FOUND_BY.items() for planted in listed}

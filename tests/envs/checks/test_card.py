@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import gymnasium
 import pytest
 
-from mrlm_envs.checks import NAMES, Limits, card
+from mrlm_envs.checks import NAMES, Limits, card, robustness
 from tests.envs.checks.planted import PLANTED, IsSlow, Sum
 
 QUICK: dict[str, Any] = {"seconds": 1.0}
@@ -24,6 +24,14 @@ def test_a_game_is_checked_as_its_first_agent_against_its_own_expert() -> None:
     found = card("mrlm_envs.debate:parallel_env", limits=Limits(seconds=0.5))
     assert found.failed == [], found.text()
     assert "it is declared honest" in found.checks[0].evidence
+
+
+def test_a_step_that_hangs_costs_its_own_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(robustness, "DEADLINE", 15.0)
+    found = card("tests.envs.checks.planted:Hangs", limits=Limits(**QUICK))
+    assert found.failed == ["faults"], found.text()
+    assert "no answer within 15 s" in found.checks[-1].evidence and found.checks[-1].action == "73915"
+    assert {check.status for check in found.checks[:-1]} == {"skip"}
 
 
 def test_an_environment_that_declares_chance_is_not_asked_to_replay() -> None:
