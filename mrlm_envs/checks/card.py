@@ -58,7 +58,8 @@ class Card:
             evidence = check.evidence if check.seed is None else f"{check.evidence} (seed {check.seed})"
             if check.status == "fail" and check.action is not None:
                 evidence += f", action {check.action[:_SHOWN]!r}"
-            rows.append([check.name, check.status, " ".join(evidence.split())])
+            printable = " ".join(evidence.split()).encode("utf-8", "backslashreplace").decode()  # lone surrogates
+            rows.append([check.name, check.status, printable])
         return rows
 
     def text(self) -> str:

@@ -379,9 +379,7 @@ class PlainSharedState(PlainSum):
         return float(str(PlainSharedState.answer) in action)
 
 
-class PlainTakesAnything(gymnasium.Env[str, str]):
-    """Sound: it swallows a `split` that means nothing to it."""
-
+class PlainTakesAnything(gymnasium.Env[str, str]):  # sound: a `split` means nothing to it
     def __init__(self, **kwargs: Any) -> None:
         self.env = PlainSum()
         self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
@@ -405,7 +403,8 @@ class PlainOverlap(PlainSum):
 
 class PlainRaisesOnSurrogates(PlainSum):
     def pays(self, action):
-        action.encode()
+        if "\ud800" in action:
+            raise ValueError(f"odd text: {action}")
         return super().pays(action)
 
 

@@ -17,6 +17,7 @@ def test_a_planted_fault_is_found_by_its_own_line_and_no_other(planted: type[gym
     found = card(f"tests.envs.checks.planted:planted/{planted.__name__}-v0", limits=limits)
     assert found.failed == ([] if PLANTED[planted] is None else [PLANTED[planted]]), found.text()
     assert tuple(check.name for check in found.checks) == NAMES
+    assert (found.text() + found.html()).encode()
 
 
 def test_a_game_is_checked_as_its_first_agent_against_its_own_expert() -> None:
