@@ -129,6 +129,10 @@ def evaluate(
     if samples > 1 and generation.temperature == 0:
         raise ValueError(f"eval: {samples} samples of a task are all alike at temperature 0; give --temperature 1")
     need_trainers()
+    if export_inspect:
+        from mrlm_envs.integrations.episode import require
+
+        require("inspect-ai")  # before the episodes, which may take hours
     from mrlm_train.inference.hub import check_exists
 
     names, results = [_at_endpoint(name, base_url) for name in model], {}

@@ -9,7 +9,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mrlm_envs.integrations import inspect
 from mrlm_train.episodes.record import Episode, read, write
 from mrlm_train.experiment.run_directory import read_environments, write_json
 from mrlm_train.inference.endpoint import EndpointPolicy
@@ -125,6 +124,8 @@ def report(
     if episodes_file is not None:
         write(episodes_file, played)
     if inspect_log is not None:
+        from mrlm_envs.integrations import inspect  # needs the extra `tools`
+
         inspect.write_log(map(asdict, played), inspect_log, next(iter(results)))
 
 

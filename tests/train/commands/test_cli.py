@@ -71,6 +71,11 @@ def test_info_lists_environments_and_versions_without_torch():
     assert result.stderr == "[]"
 
 
+TRAINERS = "torch transformers trl accelerate peft datasets tqdm pydantic annotated_types omegaconf "
+OTHER_EXTRAS = "grpc grpc_health google jsonschema simpleeval pettingzoo openai sqlglot rapidfuzz inspect_ai"
+SHORT_EVAL = ["eval", "--model", "tiny", "--environment", "math", "--num-episodes", "1", "--max-turn-tokens", "2"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -86,8 +91,23 @@ def test_info_lists_environments_and_versions_without_torch():
     ids=["info", "play", "serve", "train"],
 )
 def test_a_plain_installation_without_extras_has_a_working_command(arguments, code, said):
-    absent = "torch transformers trl accelerate peft datasets tqdm pydantic annotated_types omegaconf "
-    absent += "grpc grpc_health google jsonschema simpleeval pettingzoo openai"
+    result = mrlm_without(TRAINERS + OTHER_EXTRAS, arguments)
+    assert result.returncode == code and said in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_extra_train_is_enough_to_evaluate():
+    result = mrlm_without(OTHER_EXTRAS, SHORT_EVAL)
+    assert result.returncode == 0 and "95 % interval" in result.stdout, result.stderr
+
+
+def test_a_log_for_inspect_is_refused_before_the_episodes_where_something_is_missing():
+    result = mrlm_without(OTHER_EXTRAS, [*SHORT_EVAL, "--export-inspect", "x.eval"])
+    assert result.returncode == 1 and "pip install 'mrlm[tools]'" in result.stderr and not result.stdout
+
+
+def mrlm_without(absent, arguments):
+    """Run the command where these packages are not installed."""
     program = f"""
 import sys
 from importlib.machinery import PathFinder
@@ -100,9 +120,7 @@ from mrlm_train.cli import main
 sys.exit(main({arguments}))
 """
     command = [sys.executable, "-c", program]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, stdin=subprocess.DEVNULL)
-    assert result.returncode == code and said in result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, stdin=subprocess.DEVNULL)
 
 
 def test_a_person_plays_and_may_see_the_reference():
