@@ -29,6 +29,6 @@ def check(config: RunConfig) -> None:
 
 def show() -> None:
     """Serve Trackio's page from a thread of this process, and open it in a browser."""
-    import trackio
+    import trackio  # pyright: ignore[reportMissingImports]
 
     trackio.show(project=PROJECT, block_thread=False)
