@@ -360,7 +360,7 @@ async def frozen(seconds: float) -> None:
                 await asyncio.gather(*(play(session) for session in sessions))
                 late = [len(taken) / taken[-1], sum(at > 12 for at in taken) / (taken[-1] - 12)]
                 ideal = ideal or late
-                shares = [f"{100 * now / none:.0f} %" for now, none in zip(late, ideal)]
+                shares = [f"{100 * rate / unfrozen:.0f} %" for rate, unfrozen in zip(late, ideal)]
                 print(f"| {count} of 4 | {late[0]:,.0f} | {shares[0]} | {shares[1]} |", flush=True)
         finally:
             peers.end()

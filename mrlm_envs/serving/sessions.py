@@ -87,6 +87,7 @@ class Job:
         self.done = True
 
     def _act(self) -> None:
+        """Do the job; each kind of job has its own."""
         raise NotImplementedError
 
     def answer(self, results: Any) -> None:
