@@ -21,6 +21,7 @@ from tests.support.paths import ROOT
 pytest.importorskip("datasets")
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("**/*.md"))]
+PAGES = [page for page in PAGES if "node_modules" not in page.parts]  # what npm installs for the Node client
 _BLOCK = re.compile(r"(?:^<!-- (.*?) -->\n)?^```(python|json|yaml|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _FILE = re.compile(r"\A# ([\w/]+\.py)\n")
 _FLAG = re.compile(r"(?<!\S)--[a-z][a-z-]*")
