@@ -20,7 +20,7 @@ from tests.support.paths import ROOT, SHARED
 
 PAIRS = [json.loads(line) for line in (ROOT / "tests" / "data" / "math_hard_pairs.jsonl").open()]
 DATA = SHARED / "data"
-HANG = 2.0 + 1.5  # seconds; the grader's promise, and slack for a machine that others use too
+HANG = 5 * 2.0  # seconds; the grader's promise, and slack for a machine that others use too
 
 # The pairs graded wrongly. All are right answers in a spelling we do not read; no wrong answer passes.
 MISSES = {
@@ -183,33 +183,35 @@ def test_a_bomb_costs_its_time_and_the_next_answer_is_right() -> None:
     assert grade(r"\boxed{1+x}", "x+1")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_forked_process_grades_with_workers_of_its_own() -> None:
-    mine = {worker.process.pid for worker in symbolic._pool.workers if worker.process is not None}
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            right = grade(r"\boxed{\sqrt{12}+a}", r"a+2\sqrt{3}")
-            theirs = {worker.process.pid for worker in symbolic._pool.workers if worker.process is not None}
-            symbolic._stop()
-            status = 0 if right and theirs and not (mine & theirs) else 2
-        finally:
-            os._exit(status)
-    deadline = time.monotonic() + 60
-    while (done := os.waitpid(pid, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    if done == (0, 0):
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    assert done[0] == pid and os.waitstatus_to_exitcode(done[1]) == 0
-    assert grade(r"\boxed{\sqrt{12}+b}", r"b+2\sqrt{3}")
-
-
 def _python(code: str) -> str:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_grades_with_workers_of_its_own() -> None:
+    code = r"""
+import os
+from mrlm_envs.math import grade, symbolic
+
+def pids():
+    return {worker.process.pid for worker in symbolic._pool.workers if worker.process is not None}
+
+symbolic.warm_up()
+assert grade(r"\boxed{\sqrt{12}+a}", r"a+2\sqrt{3}")
+mine = pids()
+if (pid := os.fork()) == 0:
+    status = 1
+    try:
+        right = grade(r"\boxed{\sqrt{12}+a}", r"a+2\sqrt{3}")
+        status = 0 if right and pids() and not mine & pids() else 2
+        symbolic._stop()
+    finally:
+        os._exit(status)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), grade(r"\boxed{\sqrt{12}+b}", r"b+2\sqrt{3}"))
+"""
+    assert _python(code) == "0 True"
 
 
 def test_importing_the_grader_and_grading_a_number_loads_no_computer_algebra_and_starts_nothing() -> None:

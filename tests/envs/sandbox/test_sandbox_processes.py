@@ -1,10 +1,7 @@
 """The sandbox among processes: what dies with whom, what is left behind, what is missing on other systems."""
 
 import concurrent.futures
-import contextlib
 import errno
-import gc
-import multiprocessing
 import os
 import platform
 import signal
@@ -112,31 +109,51 @@ def test_only_a_sandbox_in_which_trusted_code_fails_too_is_a_fault(monkeypatch):
             pool.run("pass")
 
 
-def test_a_forked_process_starts_a_pool_of_its_own(sandbox):
-    sandbox.run("pass")
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    child = context.Process(target=lambda: queue.put(sandbox.run("def f(): return 6", [("f", [])]).values))
-    child.start()
-    assert queue.get(timeout=120) == [6]
-    child.join(120)
-    assert child.exitcode == 0
-    assert sandbox.run("def f(): return 7", [("f", [])]).values == [7]
+def in_fresh_process(code: str) -> None:
+    """Runs code that forks in a process without our threads: a lock that one of them holds is never released there."""
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT, timeout=240
+    )
+    assert run.returncode == 0, run.stderr
 
 
-def test_a_fork_that_throws_its_copy_away_leaves_our_processes_alone(sandbox):
-    with sandbox.session() as session:
-        session.run("x = 1\nopen('kept', 'w').close()")
-        if (pid := os.fork()) == 0:
-            with contextlib.suppress(BaseException):
-                session.close()
-                sandbox.close()
-                del session
-                gc.collect()
-            os._exit(0)
-        assert os.waitpid(pid, 0)[1] == 0
-        assert session.run("import os\n(x, os.listdir('.'))").values == [(1, ["kept"])]
-        assert not session.restarted
+def test_a_forked_process_starts_a_pool_of_its_own():
+    in_fresh_process("""
+        import multiprocessing
+        from mrlm_envs.sandbox import Sandbox
+
+        with Sandbox(workers=2) as sandbox:
+            sandbox.run("pass")
+            context = multiprocessing.get_context("fork")
+            queue = context.Queue()
+            call = lambda: queue.put(sandbox.run("def f(): return 6", [("f", [])]).values)
+            child = context.Process(target=call)
+            child.start()
+            assert queue.get(timeout=120) == [6]
+            child.join(120)
+            assert child.exitcode == 0
+            assert sandbox.run("def f(): return 7", [("f", [])]).values == [7]
+    """)
+
+
+def test_a_fork_that_throws_its_copy_away_leaves_our_processes_alone():
+    in_fresh_process("""
+        import contextlib, gc, os
+        from mrlm_envs.sandbox import Sandbox
+
+        with Sandbox(workers=2) as sandbox, sandbox.session() as session:
+            session.run("x = 1\\nopen('kept', 'w').close()")
+            if (pid := os.fork()) == 0:
+                with contextlib.suppress(BaseException):
+                    session.close()
+                    sandbox.close()
+                    del session
+                    gc.collect()
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+            assert session.run("import os\\n(x, os.listdir('.'))").values == [(1, ["kept"])]
+            assert not session.restarted
+    """)
 
 
 def test_everything_dies_with_the_process_that_owns_it():
