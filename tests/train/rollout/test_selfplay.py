@@ -186,7 +186,7 @@ def test_a_step_of_a_game_that_hangs_ends_it_for_all_its_agents_without_a_reward
         return "yes"
 
     envs = [talk({"a": 3, "b": 3, "c": 3}, {"c": hang}), talk({"a": 1, "b": 1})]
-    *hung, one, other = play(scripted(say("hi")), envs, step_timeout=0.3)
+    *hung, one, other = play(scripted(say("hi")), envs, step_timeout=1.0)
     for episode in hung:
         assert (episode.stop_reason, episode.valid, episode.terminated) == ("step_timeout", True, True)
         assert episode.turn_rewards == [0.0]  # what the hanging step would have paid is not known
