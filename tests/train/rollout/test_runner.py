@@ -205,7 +205,7 @@ def test_a_step_that_passes_its_deadline_is_the_action_s_failure_and_no_other_ep
     envs = [EnvEntry("Hanging", make=Hanging), radio("one", "two", "three")]
     with (
         Rollout(scripted(say("hi", "hang")), envs, LARGE, threads=2, step_timeout=1.0) as rollout,
-        pytest.warns(UserWarning, match=r"longer than step_timeout=1\.0 seconds"),
+        pytest.warns(UserWarning, match=r"longer than step_timeout=1 seconds"),
     ):
         # more hanging steps than threads: each loses its thread, and another takes its place
         episodes = rollout.run([Request(i % 2, i) for i in range(8)])
@@ -221,7 +221,7 @@ def test_a_reset_that_hangs_is_the_environment_s_failure() -> None:
     envs = [EnvEntry("Hanging", {"in_reset": True}, make=Hanging)]
     with Rollout(scripted(say("hi")), envs, LARGE, max_invalid_share=1.0, step_timeout=1.0) as rollout:
         [episode] = rollout.run([Request(0, 0)])
-    assert not episode.valid and "longer than 1.0 seconds" in episode.info["error"]
+    assert not episode.valid and "longer than 1 seconds" in episode.info["error"]
 
 
 def test_a_step_that_hangs_does_not_hold_the_exit() -> None:
