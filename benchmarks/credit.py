@@ -3,11 +3,12 @@
     python benchmarks/credit.py --task game --ways episode turn state solver branch critic --seeds 0 1 2 3 4 \
         --cpu-seconds 15 --output /tmp/credit.jsonl
 
-Tasks are those of `benchmarks/ppo.py`: `game`, a digit in four guesses, and `sokoban`, 6×6 with one box and a move a
-turn, its rooms of the test split unseen in training. A row of the output is a cell: success before and after (500
-episodes sampled at temperature 1), steps made, CPU-seconds. Cells that the file has already are skipped. The batch is
-64 episodes; `--groups` says how many to a task. `--probe` trains nothing: it prints how well each way agrees with Monte
-Carlo at the start (`mrlm credit-probe`, 16 groups of 8, 16 fresh episodes from each state).
+Tasks are those of `benchmarks/ppo.py`: `game`, a digit in four guesses; `sokoban`, 5×6 with one box and a move a turn;
+`tools`, a call of the calculator and the answer. Tasks of the test split are unseen in training. A row of the output is
+a cell: success before and after (500 episodes; sampled at temperature 1, `tools` greedily), steps made, CPU-seconds.
+Cells that the file has already are skipped. The batch is 64 episodes; `--groups` says how many to a task. `--probe`
+trains nothing: it prints how well each way agrees with Monte Carlo at the start (`mrlm credit-probe`, 16 groups of 8,
+16 fresh episodes from each state).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "branch": {"credit": "branch"},
     "critic": {},  # PPO, without groups
 }
+COLUMNS = ("task", "way", "seed", "groups", "learning_rate", "changes")  # what tells one cell from another
 
 
 class StopAfter(TrainerCallback):
@@ -51,7 +53,9 @@ class StopAfter(TrainerCallback):
         control.should_training_stop = time.process_time() > self.end
 
 
-def run(task: str, way: str, seed: int, folder: Path, seconds: float, groups: int, rate: float) -> dict[str, Any]:
+def run(
+    task: str, way: str, seed: int, folder: Path, seconds: float, groups: int, rate: float, changes: dict[str, Any]
+) -> dict[str, Any]:
     """Train a cell; returns its row."""
     begun = ppo.start(task, seed, folder)
     settings = ppo.TASKS[task]
@@ -66,6 +70,7 @@ def run(task: str, way: str, seed: int, folder: Path, seconds: float, groups: in
         "lr_scheduler_type": "constant_with_warmup",
         "learning_rate": rate,
         **WAYS[way],
+        **changes,
     }
     trainer: Any
     cpu = time.process_time()
@@ -83,6 +88,7 @@ def run(task: str, way: str, seed: int, folder: Path, seconds: float, groups: in
         "seed": seed,
         "groups": groups,
         "learning_rate": rate,
+        "changes": changes,
         "before": before,
         "after": ppo.success(task, trainer.model, tokenizer),
         "steps": trainer.state.global_step,
@@ -94,7 +100,7 @@ def run(task: str, way: str, seed: int, folder: Path, seconds: float, groups: in
 def main() -> None:
     """Every cell that is not there yet, one JSON line each, as it ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=["game", "sokoban"], default="game")
+    parser.add_argument("--task", choices=["game", "sokoban", "tools"], default="game")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--groups", nargs="+", type=int, default=[8], help="episodes of a task")
@@ -102,6 +108,7 @@ def main() -> None:
     parser.add_argument("--cpu-seconds", type=float, default=15)
     parser.add_argument("--folder", default="runs/benchmark-ppo", help="where the starts are kept")
     parser.add_argument("--output", default="runs/credit.jsonl", help="JSONL file to append to")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="settings of every run")
     parser.add_argument("--probe", action="store_true", help="agreement with Monte Carlo instead of training")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -112,14 +119,15 @@ def main() -> None:
             begun = str(ppo.start(given.task, seed, Path(given.folder)))
             credit_probe.run(begun, settings["env"], tasks=16, num_generations=8, seed=seed + 1000, **limits)
         return
-    path, columns = Path(given.output), ("task", "way", "seed", "groups", "learning_rate")
+    changes = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in given.set)}
+    path = Path(given.output)
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
-    done = {tuple(row[name] for name in columns) for row in rows}
+    done = [[row.get(name, {}) for name in COLUMNS] for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
     for rate, groups, seed, way in itertools.product(given.learning_rates, given.groups, given.seeds, given.ways):
-        if (given.task, way, seed, groups, rate) in done:
+        if [given.task, way, seed, groups, rate, changes] in done:
             continue
-        row = run(given.task, way, seed, Path(given.folder), given.cpu_seconds, groups, rate)
+        row = run(given.task, way, seed, Path(given.folder), given.cpu_seconds, groups, rate, changes)
         print(json.dumps(row), flush=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -21,13 +21,16 @@ import argparse
 import itertools
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import tools
 from mrlm_envs.core import Opening, Options, Reply, TextEnv
 from mrlm_train import tiny
 from mrlm_train.commands import demo
@@ -100,12 +103,13 @@ TASKS: dict[str, dict[str, Any]] = {
     "sokoban": {  # one move a turn; what `benchmarks/credit.py` trains on
         "env": EnvEntry(
             "mrlm/Sokoban-v0",
-            {"compact": True, "system_prompt": "", "separator": "", "symbols": "#_O*XPS", "search_depth": 5}
-            | {"max_turns": 6, "max_actions_per_turn": 1, "max_actions": 6},
+            {"compact": True, "system_prompt": "", "separator": "", "symbols": "#_O*XPS", "dim": [5, 6]}
+            | {"search_depth": 5, "max_turns": 6, "max_actions_per_turn": 1, "max_actions": 6},
         ),
         "size": {"hidden_size": 64, "num_layers": 2},
         "demonstrations": 1000,
-        "sft": {"max_steps": 300, "learning_rate": 2e-3},
+        "sft": {"max_steps": 400, "learning_rate": 2e-3, "lr_scheduler_type": "constant_with_warmup"},
+        "enough": 0.3,  # share of training tasks solved at which SFT ends
         "rl": {
             "max_steps": 500,
             "learning_rate": 1e-3,
@@ -114,6 +118,22 @@ TASKS: dict[str, dict[str, Any]] = {
             "max_turn_tokens": 4,
         },
         "temperature": 1.0,
+        "problems": 500,
+    },
+    "tools": {  # a question, a call of the calculator, its result, the answer
+        "env": tools.ENVIRONMENT,
+        "size": {"hidden_size": 96, "num_layers": 2},
+        "demonstrations": 200,
+        "sft": {"max_steps": 300, "learning_rate": 3e-3},
+        "enough": 0.4,
+        "rl": {
+            "max_steps": 100,
+            "learning_rate": 5e-4,
+            "per_device_train_batch_size": 64,
+            "max_completion_length": tools.EPISODE_TOKENS,
+            "max_turn_tokens": tools.TURN_TOKENS,
+        },
+        "temperature": 0.0,
         "problems": 500,
     },
     "sums": {
@@ -187,12 +207,26 @@ def start(task: str, seed: int, folder: Path) -> Path:
     )
     trainer = SFTTrainer(model, demonstrations, args, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Enough(task, tokenizer))
     trainer.train()
     trainer.save_model(str(target))
     return target
 
 
-def success(task: str, model: Any, tokenizer: Any) -> float:
+class Enough(TrainerCallback):
+    """Ends SFT when the task's share of training tasks is solved."""
+
+    def __init__(self, task: str, tokenizer: Any) -> None:
+        self.task, self.tokenizer, self.share = task, tokenizer, TASKS[task].get("enough", 2.0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if self.share <= 1 and state.global_step >= 100 and state.global_step % 20 == 0:
+            solved = success(self.task, model.eval(), self.tokenizer, "train", 100)
+            model.train()
+            control.should_training_stop = solved >= self.share
+
+
+def success(task: str, model: Any, tokenizer: Any, split: str = "test", problems: int | None = None) -> float:
     """Share of episodes solved, on the test split where there is one."""
     settings = TASKS[task]
     limits = settings["rl"]
@@ -202,7 +236,9 @@ def success(task: str, model: Any, tokenizer: Any) -> float:
         max_episode_tokens=limits["max_completion_length"],
         seed=1,
     )
-    figures = evaluate(policy.make(model, tokenizer), settings["env"], settings["problems"], "test", sampling)
+    figures = evaluate(
+        policy.make(model, tokenizer), settings["env"], problems or settings["problems"], split, sampling
+    )
     return figures["success"]
 
 
