@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ import torch
 from transformers import PrinterCallback
 
 from mrlm_train import tiny
+from mrlm_train.episodes.record import Episode
 from mrlm_train.grpo import GRPOConfig, GRPOTrainer
 from mrlm_train.inference import policy
 from mrlm_train.inference.sampling import Sampling
@@ -46,9 +50,35 @@ RL: dict[str, Any] = {
     **LIMITS,
     **COMMON,
 }
+
+
+class GroupMean(GRPOTrainer):
+    """GRPO whose baseline is the mean return of the group, both sides of its games together."""
+
+    def group(self, episode: Episode) -> Any:
+        """What the returns that an episode is compared with have in common."""
+        return episode.group_id.rpartition("/")[0]  # without the agent
+
+    def credit(self, episodes: Sequence[Episode], mask_BT: torch.Tensor) -> torch.Tensor:
+        """Returns less their group's mean, where the trainer takes the running mean of the agent."""
+        returns: dict[Any, list[float]] = defaultdict(list)
+        for episode in episodes:
+            returns[self.group(episode)].append(episode.reward)
+        return torch.tensor([episode.reward - statistics.mean(returns[self.group(episode)]) for episode in episodes])
+
+
+class AgentGroupMean(GroupMean):
+    """The same for each side of the games of a group."""
+
+    def group(self, episode: Episode) -> Any:
+        return episode.group_id
+
+
 ALGORITHMS: dict[str, Any] = {
     "ppo": (PPOTrainer, PPOConfig, {}),
     "grpo": (GRPOTrainer, GRPOConfig, {"num_generations": 8}),
+    "grpo, group mean": (GroupMean, GRPOConfig, {"num_generations": 8}),
+    "grpo, group mean by agent": (AgentGroupMean, GRPOConfig, {"num_generations": 8}),
 }
 
 
@@ -100,7 +130,7 @@ def run(algorithm: str, seed: int, begun: str, changes: dict[str, Any], past: in
 def main() -> None:
     """Run the grid and write a row each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS))
+    parser.add_argument("--algorithms", nargs="+", default=["ppo", "grpo"], choices=list(ALGORITHMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--past", type=int, metavar="STEPS", help="play a frozen copy, renewed every so many steps")
