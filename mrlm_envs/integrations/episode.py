@@ -1,5 +1,6 @@
 """What the integrations share: the check of a peer's version, the environment, and one episode of it at a time."""
 
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -81,14 +82,14 @@ class Episode:
     """
 
     def __init__(self, env_id: str, **kwargs: Any) -> None:
-        self._env_id, self._kwargs = env_id, kwargs
-        self.env = make(env_id, **kwargs)
+        self._make = functools.partial(make, env_id, **kwargs)
+        self.env = self._make()
         self._envs = {False: self.env}
         self.system_prompt: str = getattr(self.env.unwrapped, "system_prompt", "")
-        self._close(True)
+        self._clear()
 
-    def _close(self, is_over: bool) -> None:
-        self.is_over, self.is_valid, self.success = is_over, True, None
+    def _clear(self) -> None:
+        self.is_over, self.is_valid, self.success = True, True, None
         self.rewards: list[float] = []
         self.tools: list[Any] = []
 
@@ -98,9 +99,9 @@ class Episode:
         """Start an episode; for an evaluation on the test split, where the environment knows splits."""
         if evaluation not in self._envs:
             split = {"split": "test"} if isinstance(self.env.unwrapped, TextEnv) else {}
-            self._envs[evaluation] = make(self._env_id, **{**self._kwargs, **split})
+            self._envs[evaluation] = self._make(**split)
         self.env = self._envs[evaluation]
-        self._close(True)
+        self._clear()
         observation, info = self.env.reset(seed=seed, options=options)
         self.is_over, self.tools = False, info.get("tools") or []
         return observation, info
@@ -141,7 +142,7 @@ def with_tools(messages: list[dict[str, str]], info: dict[str, Any]) -> list[dic
     """The messages with the tools in the system prompt, for protocols that pass no tool schemas."""
     if not info.get("tools"):
         return messages
+    *system, user = messages
     listed = "\n".join(["Tools:", *map(json.dumps, info["tools"]), f"Call a tool as {HOW['hermes']}"])
-    told = [message["content"] for message in messages if message["role"] == "system"]
-    others = [message for message in messages if message["role"] != "system"]
-    return [{"role": "system", "content": "\n\n".join([*told, listed])}, *others]
+    told = "\n\n".join([*(message["content"] for message in system), listed])
+    return [{"role": "system", "content": told}, user]

@@ -9,7 +9,7 @@ Needs `pip install "mrlm[inspect]"`.
 
 # pyright: reportMissingImports=false
 import datetime
-import json
+import itertools
 import os
 import statistics
 from collections import Counter
@@ -51,17 +51,17 @@ def write_log(episodes: Iterable[Row], path: str | os.PathLike[str], model: str 
         attempts[name] += 1
         samples.append({"id": name, "epoch": attempts[name], "target": "", **_sample(row, model)})
     names = " + ".join(dict.fromkeys(str(row["env_id"]) for row in rows))
-    now = datetime.datetime.now(datetime.UTC).isoformat()
+    now = datetime.datetime.now(datetime.UTC).isoformat()  # when it was written: episodes record no times
     spec = {
         "created": now,
         "task": names.replace("/", "_"),
-        "dataset": {"name": names, "samples": len(attempts), "sample_ids": list(attempts)},
         "model": model,
         "config": {"epochs": max(attempts.values())},
     }
+    spec["dataset"] = {"name": names, "samples": len(attempts), "sample_ids": list(attempts)}
     valid = [row for row in rows if row.get("valid", True)]
     results = {"total_samples": len(rows), "completed_samples": len(valid), "scores": _means(valid)}
-    stats = {"started_at": now, "completed_at": now}  # when it was written: episodes record no times
+    stats = {"started_at": now, "completed_at": now}
     log = {"status": "success", "eval": spec, "results": results, "stats": stats, "samples": samples}
     write_eval_log(EvalLog.model_validate(log), str(path))
 
@@ -69,19 +69,17 @@ def write_log(episodes: Iterable[Row], path: str | os.PathLike[str], model: str 
 def _sample(row: Row, model: str) -> dict[str, Any]:
     """One episode."""
     messages = [_message(message, number) for number, message in enumerate(row.get("messages", ()))]
-    said = [message["content"] for message in messages if message["role"] == "assistant"]
-    start = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
-    scores: dict[str, Any] | None = None
-    if row.get("valid", True):
-        scores = {"reward": {"value": _return(row), "explanation": f"by turn: {row.get('turn_rewards')}"}}
-        if row.get("success") is not None:
-            scores["success"] = {"value": "C" if row["success"] else "I", "answer": said[-1] if said else None}
-    last = {"role": "assistant", "content": said[-1] if said else ""}
+    said = [message["content"] for message in messages if message["role"] == "assistant"] or [None]
+    rewards = [float(reward) for reward in row.get("turn_rewards", ())]
+    before = list(itertools.takewhile(lambda message: message["role"] != "assistant", messages))
+    scores: dict[str, Any] = {"reward": {"value": sum(rewards), "explanation": f"by turn: {rewards}"}}
+    if row.get("success") is not None:
+        scores["success"] = {"value": "C" if row["success"] else "I", "answer": said[-1]}
     return {
-        "input": messages[:start] or str(row["env_id"]),
+        "input": before or str(row["env_id"]),
         "messages": messages,
-        "output": {"model": model, "choices": [{"message": last}]},
-        "scores": scores,
+        "output": {"model": model, "choices": [{"message": {"role": "assistant", "content": said[-1] or ""}}]},
+        "scores": scores if row.get("valid", True) else None,
         "metadata": {key: row.get(key) for key in _KEPT},
     }
 
@@ -91,27 +89,20 @@ def _message(message: Row, number: int) -> dict[str, Any]:
 
     A tool's message answers the calls of the message before it; it names the first, under which it is shown.
     """
-    role, content = message["role"], message.get("content") or ""
-    if role == "tool":
-        return {"role": role, "content": content, "tool_call_id": f"{number - 1}-0"}
-    if role != "assistant":
-        return {"role": role, "content": content}
-    calls = []
-    given = message.get("tool_calls") or [vars(call) for call in parse(content) if isinstance(call, Call)]
-    for index, call in enumerate(given):
-        function = call.get("function", call)
-        arguments = function.get("arguments") or {}
-        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-        calls.append({"id": f"{number}-{index}", "function": str(function.get("name")), "arguments": arguments})
-    return {"role": role, "content": content, "tool_calls": calls or None}
-
-
-def _return(row: Row) -> float:
-    return float(sum(row.get("turn_rewards", ())))
+    shown = {"role": message["role"], "content": message.get("content") or ""}
+    if shown["role"] == "tool":
+        shown["tool_call_id"] = f"{number - 1}-0"
+    elif shown["role"] == "assistant":
+        calls = [call for call in parse(shown["content"]) if isinstance(call, Call)]
+        shown["tool_calls"] = [
+            {"id": f"{number}-{index}", "function": call.name, "arguments": call.arguments}
+            for index, call in enumerate(calls)
+        ] or None
+    return shown
 
 
 def _means(rows: list[Row]) -> list[dict[str, Any]]:
     solved = [float(row["success"]) for row in rows if row.get("success") is not None]
-    parts = {"reward": [_return(row) for row in rows], "success": solved}
+    parts = {"reward": [float(sum(row.get("turn_rewards", ()))) for row in rows], "success": solved}
     means = {name: {"name": "mean", "value": statistics.fmean(values)} for name, values in parts.items() if values}
     return [{"name": name, "scorer": name, "metrics": {"mean": mean}} for name, mean in means.items()]

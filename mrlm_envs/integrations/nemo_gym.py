@@ -11,15 +11,11 @@ requests.
 # pyright: reportMissingImports=false
 import secrets
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mrlm_envs.integrations.episode import Episode, openings, require
+from mrlm_envs.integrations.episode import Episode, openings
+from mrlm_envs.integrations.rewards import last_text
 from mrlm_envs.tools.calls import Call, render
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-    from starlette.responses import Response
-    from starlette.routing import Route
 
 _SESSION = "mrlm_session"  # a cookie on every reply, since NeMo-Gym's agent keeps the cookies of the last one only
 _MAX_SESSIONS = 4096  # beyond it the session that began first is dropped, and masked at its `/verify`
@@ -58,57 +54,52 @@ class Sessions:
             episode = self._episodes[session] = Episode(self._env_id, **self._kwargs)
             episode.reset(body["seed"])
             return {}
+        episode = self._episodes.get(session)
         if path != "verify":
-            episode = self._episodes.get(session)
             return episode.step(render([Call(path, body)]))[0] if episode else "No session; post /seed_session first."
-        episode = self._episodes.pop(session, None)
         if episode is None:
             return {**body, "reward": 0.0, "mask_sample": True, "failure_reason": "the session is lost"}
-        episode.step(_last_text(body["response"]))
-        episode.close()
+        said = [item for item in body["response"]["output"] if item.get("type") == "message"]
+        episode.step(last_text(said))
+        self._episodes.pop(session).close()
         verdict = {"reward": episode.reward or 0.0, "success": episode.success, "turn_rewards": episode.rewards}
         reason = None if episode.is_valid else "the environment failed"
         return {**body, **verdict, "mask_sample": not episode.is_valid, "failure_reason": reason}
 
 
-def route(env_id: str, **kwargs: Any) -> "Route":
-    """The paths of the server as one route of Starlette. Arguments as in `Sessions`."""
-    require("starlette")
+def server(env_id: str, **kwargs: Any) -> type:
+    """The class of a resources server of NeMo-Gym, for its `app.py`. Arguments as in `Sessions`.
+
+    Raises:
+        ModuleNotFoundError: NeMo-Gym is not installed.
+        ValueError: The environment does not fit.
+    """
+    try:
+        from nemo_gym.base_resources_server import SimpleResourcesServer
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("NeMo-Gym is not installed; run this in its repository (NVIDIA-NeMo/Gym)") from None
     from starlette.concurrency import run_in_threadpool
     from starlette.responses import JSONResponse, PlainTextResponse
     from starlette.routing import Route
 
+    Episode(env_id, **kwargs).close()  # whether it fits
     sessions = Sessions(env_id, **kwargs)
 
-    async def answer(request: "Request") -> "Response":
+    async def answer(request: Any) -> Any:
         session = request.cookies.get(_SESSION) or secrets.token_hex(16)
         said = await run_in_threadpool(sessions.answer, request.path_params["path"], await request.json(), session)
         response = PlainTextResponse(said) if isinstance(said, str) else JSONResponse(said)
         response.set_cookie(_SESSION, session)
         return response
 
-    return Route("/{path}", answer, methods=["POST"])
-
-
-def server(env_id: str, **kwargs: Any) -> type:
-    """The class of a resources server of NeMo-Gym, for its `app.py`. Arguments as in `Sessions`."""
-    from nemo_gym.base_resources_server import SimpleResourcesServer
-
     class TextServer(SimpleResourcesServer):
         def setup_webserver(self) -> Any:
             application = super().setup_webserver()
             theirs = [known for known in application.router.routes if known.path not in ("/seed_session", "/verify")]
-            application.router.routes[:] = [*theirs, route(env_id, **kwargs)]
+            application.router.routes[:] = [*theirs, Route("/{path}", answer, methods=["POST"])]
             return application
 
         async def verify(self, body: Any) -> Any:  # abstract in the base class; the route answers
             raise NotImplementedError
 
     return TextServer
-
-
-def _last_text(response: dict[str, Any]) -> str:
-    """The text of the last message of a Responses object."""
-    messages = [item for item in response["output"] if item.get("type") == "message"]
-    content = messages[-1]["content"] if messages else ""
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)

@@ -16,20 +16,15 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import gymnasium
-
 from mrlm_envs.core import EnvFault, Opening, Options, Reply, TextEnv
 from mrlm_envs.integrations.episode import Episode, make, require
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
-    from starlette.websockets import WebSocket
 
 PAGES: dict[str, Any] = json.loads(Path(__file__).with_name("openenv_pages.json").read_text("utf-8"))
 """The replies that are the same for every environment, by path. That `/openapi.json` lists `/reset`, `/step` and
 `/state` means simulation mode to `openenv validate`; they are reached over `/ws`."""
-
-_IN_OBSERVATION = ("role", "tools", "system")  # keys of `info` that are not metadata
 
 
 def app(env_id: str, max_sessions: int = 256, **kwargs: Any) -> "Starlette":
@@ -46,8 +41,10 @@ def app(env_id: str, max_sessions: int = 256, **kwargs: Any) -> "Starlette":
     """
     require("starlette")
     from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
     from starlette.responses import JSONResponse
     from starlette.routing import Route, WebSocketRoute
+    from starlette.websockets import WebSocketDisconnect
 
     first = make(env_id, **kwargs)
     page = (type(first.unwrapped).__doc__ or env_id).strip().splitlines()[0]
@@ -55,13 +52,22 @@ def app(env_id: str, max_sessions: int = 256, **kwargs: Any) -> "Starlette":
     pages = {**PAGES, "/metadata": {"name": env_id, "description": page, "version": "1.0.0"}}
     free = asyncio.Semaphore(max_sessions)
 
-    async def socket(websocket: "WebSocket") -> None:
+    async def socket(websocket: Any) -> None:
         await websocket.accept()
         if free.locked():
             await websocket.send_json(_error("CAPACITY_REACHED", f"all {max_sessions} sessions are taken"))
             return await websocket.close()
         async with free:
-            await _Session(Episode(env_id, **kwargs)).serve(websocket)
+            session = await run_in_threadpool(_Session, env_id, **kwargs)
+            try:
+                async for text in websocket.iter_text():
+                    if (reply := await run_in_threadpool(session.answer, text)) is None:
+                        break
+                    await websocket.send_json(reply)
+            except (WebSocketDisconnect, KeyError):  # KeyError: a binary frame
+                pass
+            finally:
+                session.close()
 
     def route(path: str, body: Any) -> Route:
         return Route(path, lambda request: JSONResponse(body), methods=["POST" if path == "/mcp" else "GET"])
@@ -73,80 +79,55 @@ def _error(code: str, message: str) -> dict[str, Any]:
     return {"type": "error", "data": {"message": message, "code": code}}
 
 
-class _Session:
-    """One WebSocket and its environment."""
+class _Session(Episode):
+    """The environment of one WebSocket."""
 
-    def __init__(self, episode: Episode) -> None:
-        self.episode = episode
-        self.episode_id: str | None = None
+    episode_id: str | None = None
 
-    async def serve(self, websocket: "WebSocket") -> None:
-        """Answer until the client leaves."""
-        from starlette.concurrency import run_in_threadpool
-        from starlette.websockets import WebSocketDisconnect
-
+    def answer(self, text: str) -> dict[str, Any] | None:
+        """The reply to one message; None to `close`."""
         try:
-            while True:
-                try:
-                    message = await websocket.receive_json()
-                except (ValueError, RecursionError):
-                    reply = _error("INVALID_JSON", "the message is not JSON")
-                else:
-                    if isinstance(message, dict) and message.get("type") == "close":
-                        return
-                    reply = await run_in_threadpool(self.answer, message)
-                await websocket.send_json(reply)
-        except (WebSocketDisconnect, KeyError):  # KeyError: a binary frame
-            return
-        finally:
-            self.episode.close()
-
-    def answer(self, message: Any) -> dict[str, Any]:
-        """The reply to one message."""
+            message = json.loads(text)
+        except (ValueError, RecursionError):
+            return _error("INVALID_JSON", "the message is not JSON")
         data = message.get("data") or {} if isinstance(message, dict) else None
         if not isinstance(data, dict):
             return _error("VALIDATION_ERROR", "a message is an object with 'type' and an object 'data'")
-        match message.get("type"), data:
+        try:
+            return self._answer(message.get("type"), data)
+        except Exception as fault:  # the environment's own; the session goes on
+            return _error("EXECUTION_ERROR", f"{type(fault).__name__}: {fault}")
+
+    def _answer(self, kind: Any, data: dict[str, Any]) -> dict[str, Any] | None:
+        match kind, data:
             case "reset", {"seed": seed} if seed is not None and (type(seed) is not int or seed < 0):
                 return _error("VALIDATION_ERROR", f"seed is a non-negative integer, got {seed!r}")
             case "reset", {"options": options} if not isinstance(options, dict | None):
                 return _error("VALIDATION_ERROR", f"options is an object, got {type(options).__name__}")
             case "reset", _:
-                return self._reset(data)
-            case "step", {"message": str()} if self.episode.is_over:
+                text, info = self.reset(data.get("seed"), data.get("options"), bool(data.get("evaluation")))
+                made = f"{info.get('task_id', '')}#{info.get('seed', data.get('seed'))}"
+                self.episode_id = str(data.get("episode_id") or made)[:128]
+                return _observation(text, None, False, False, info)
+            case "step", {"message": str()} if self.is_over:
                 return _error("SESSION_ERROR", "no episode is open on this connection; send reset first")
             case "step", {"message": str(action)}:
-                return self._step(action)
+                text, reward, terminated, truncated, info = self.step(action)
+                return _observation(text, reward, terminated or truncated, truncated, info)
             case "step", _:  # also before a reset: AgileRL probes with one and tolerates this error alone
                 return _error("VALIDATION_ERROR", "an action is {'message': text}")
             case "state", _:
-                state = {"episode_id": self.episode_id, "step_count": len(self.episode.rewards)}
-                return {"type": "state", "data": {**state, "tools": self.episode.tools}}
-            case kind, _:
-                return _error("UNKNOWN_TYPE", f"unknown type {kind!r}; known: reset, step, state, close")
-
-    def _reset(self, data: dict[str, Any]) -> dict[str, Any]:
-        try:
-            observation, info = self.episode.reset(data.get("seed"), data.get("options"), bool(data.get("evaluation")))
-        except (EnvFault, ValueError, TypeError, gymnasium.error.Error) as fault:
-            return _error("EXECUTION_ERROR", str(fault))
-        seed = info.get("seed", data.get("seed"))
-        self.episode_id = str(data.get("episode_id") or f"{info.get('task_id', '')}#{seed}")[:128]
-        return _observation(observation, None, False, False, info)
-
-    def _step(self, action: str) -> dict[str, Any]:
-        try:
-            observation, reward, _, truncated, info = self.episode.step(action)
-        except Exception as fault:
-            return _error("EXECUTION_ERROR", f"{type(fault).__name__}: {fault}")
-        return _observation(observation, reward, self.episode.is_over, truncated, info)
+                state = {"episode_id": self.episode_id, "step_count": len(self.rewards), "tools": self.tools}
+                return {"type": "state", "data": state}
+            case "close", _:
+                return None
+        return _error("UNKNOWN_TYPE", f"unknown type {kind!r}; known: reset, step, state, close")
 
 
 def _observation(text: str, reward: float | None, done: bool, truncated: bool, info: dict[str, Any]) -> dict[str, Any]:
-    observation: dict[str, Any] = {"prompt": text, "role": info.get("role", "user"), "truncated": truncated}
-    if info.get("tools"):
-        observation["tools"] = info["tools"]
-    metadata = {name: value for name, value in info.items() if name not in _IN_OBSERVATION}
+    tools = {"tools": info["tools"]} if info.get("tools") else {}
+    observation = {"prompt": text, "role": info.get("role", "user"), "truncated": truncated, **tools}
+    metadata = {name: value for name, value in info.items() if name not in ("role", "tools", "system")}
     if info.get("system"):
         metadata["system_prompt"] = info["system"]
     data = {"observation": observation, "reward": reward, "done": done, "metadata": metadata}
@@ -197,25 +178,29 @@ class OpenEnv(TextEnv):
 
     def begin(self, options: Options) -> Opening:
         sent = {"seed": self.episode_seed} | ({"options": options} if options else {})
-        data = self._ask("reset", sent).get("data") or {}
-        metadata = data.get("metadata") or {}
+        kind, data = self._ask("reset", sent)
+        if kind == "error":
+            raise EnvFault(f"{self.address}: {data.get('message')}")
+        metadata, observation = data.get("metadata") or {}, data.get("observation") or {}
         task_id = str(metadata.get("task_id", f"{self.address}/{self.episode_seed}"))
-        tools = data.get("observation", {}).get("tools")
-        info = {"system": metadata["system_prompt"]} if metadata.get("system_prompt") and not self.system_prompt else {}
-        return Opening(self._text(data), task_id=task_id, tools=tools, info=info)
+        info = {"system": self.system_prompt or metadata.get("system_prompt") or ""}
+        return Opening(self._text(observation), task_id, observation.get("tools"), info)
 
     def respond(self, action: str) -> Reply:
-        reply = self._ask("step", {self.action_field: action})
-        data = reply.get("data") or {}
-        if reply.get("type") == "error":  # an episode that an action could make invalid would be an escape hatch
+        kind, data = self._ask("step", {self.action_field: action})
+        if kind == "error":  # an episode that an action could make invalid would be an escape hatch
             info = {"action_valid": False, "stop_reason": "env_error"}
             return Reply(f"The environment refused it: {data.get('message')}", done=True, info=info)
-        reward, done = float(data.get("reward") or 0.0), bool(data.get("done"))
-        role = "tool" if data.get("observation", {}).get("role") == "tool" else "user"
-        return Reply(self._text(data), {"server": reward}, done, success=done and reward > 0, role=role)
+        reward, done, observation = (
+            float(data.get("reward") or 0),
+            bool(data.get("done")),
+            data.get("observation") or {},
+        )
+        role = "tool" if observation.get("role") == "tool" else "user"
+        return Reply(self._text(observation), {"server": reward}, done, success=done and reward > 0, role=role)
 
-    def _ask(self, kind: str, data: dict[str, Any]) -> dict[str, Any]:
-        """Send a message and give the reply."""
+    def _ask(self, kind: str, data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Send a message; the type and the data of the reply. Only a reset opens a connection."""
         from websockets.exceptions import WebSocketException
         from websockets.sync.client import connect
 
@@ -224,35 +209,28 @@ class OpenEnv(TextEnv):
                 url = "ws" + self.address.removeprefix("http") + "/ws"
                 # Newer versions connect as a context manager only; `close` leaves it.
                 self._socket = connect(url, open_timeout=self.timeout_s, max_size=16 << 20).__enter__()
-            if self._socket is None:
-                raise EnvFault(f"{self.address}: the connection was lost")
             self._socket.send(json.dumps({"type": kind, "data": data}))
             reply = json.loads(self._socket.recv(timeout=self.timeout_s))
-        except (OSError, ValueError, WebSocketException) as fault:  # TimeoutError is an OSError
+            return reply["type"], reply.get("data") or {}
+        except (OSError, ValueError, LookupError, TypeError, WebSocketException) as fault:  # TimeoutError is an OSError
             self.close()
             raise EnvFault(f"{self.address}: {type(fault).__name__} {fault}") from fault
-        if reply.get("type") == "error" and kind == "reset":
-            raise EnvFault(f"{self.address}: {reply.get('data', {}).get('message')}")
-        return reply
 
-    def _text(self, data: dict[str, Any]) -> str:
-        observation = data.get("observation") or {}
-        for name in (self.observation_field, "prompt", "text", "message"):
-            if name is not None and isinstance(observation.get(name), str):
-                return observation[name]
-        return next((value for value in observation.values() if isinstance(value, str)), json.dumps(observation))
+    def _text(self, observation: dict[str, Any]) -> str:
+        texts = {name: value for name, value in observation.items() if isinstance(value, str)}
+        names = (self.observation_field, "prompt", "text", "message", *texts)
+        return next((texts[name] for name in names if name in texts), json.dumps(observation))
 
     def close(self) -> None:
-        """Close the connection."""
-        held, self._socket = self._socket, None
+        """Close the connection, and with it the episode."""
+        held, self._socket, self._is_open = self._socket, None, False
         if held is not None:
             held.close()
 
 
 def _field(schema: dict[str, Any], address: str) -> str:
     properties = schema.get("properties", {})
-    named = [*schema.get("required", ()), *properties]
-    texts = [name for name in named if properties.get(name, {}).get("type") == "string"]
-    if not texts:
-        raise ValueError(f"address {address}: no field of its action takes text (found: {', '.join(properties)})")
-    return texts[0]
+    for name in (*schema.get("required", ()), *properties):
+        if properties.get(name, {}).get("type") == "string":
+            return name
+    raise ValueError(f"address {address}: no field of its action takes text (found: {', '.join(properties)})")

@@ -8,11 +8,12 @@ Every call is bounded in time and safe in any thread: no SIGALRM, programs in a 
 process. A reply is graded as `mrlm/Math-v0` and `mrlm/Code-v0` grade it, because these environments do the grading.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mrlm_envs.core import TextEnv
+from mrlm_envs.integrations.episode import Episode
 
 Completion = str | Sequence[Mapping[str, Any]]
 
@@ -37,13 +38,11 @@ def accuracy_reward(
     Raises:
         ValueError: There is neither an `answer` nor a `solution` column.
     """
-    from mrlm_envs.math.env import MathEnv
-
     if answer is None and solution is None:
         raise ValueError("accuracy_reward needs a column 'answer' or 'solution' in the dataset")
     name, golds = ("answer", answer) if answer is not None else ("solution", solution or ())
     rows = [{"question": "?", name: gold} for gold in golds]
-    return [_graded(MathEnv, row, completion) for row, completion in zip(rows, completions, strict=True)]
+    return [_graded("mrlm/Math-v0", row, completion) for row, completion in zip(rows, completions, strict=True)]
 
 
 def code_reward(completions: Sequence[Completion], **columns: Any) -> list[float | None]:
@@ -56,12 +55,10 @@ def code_reward(completions: Sequence[Completion], **columns: Any) -> list[float
     Returns:
         1.0 or 0.0 for each; None where the row fits no format or the sandbox failed.
     """
-    from mrlm_envs.code.env import CodeEnv
-
     texts = list(completions)
     fields = {name: values for name, values in columns.items() if _is_column(values, len(texts))}
     rows = [{name: values[i] for name, values in fields.items()} for i in range(len(texts))]
-    return [_graded(CodeEnv, row, text) for row, text in zip(rows, texts, strict=True)]
+    return [_graded("mrlm/Code-v0", row, text) for row, text in zip(rows, texts, strict=True)]
 
 
 def compute_score(
@@ -81,27 +78,22 @@ def compute_score(
         `score` (1.0 or 0.0), `acc` (the same) and `valid`: 0.0 where the reference cannot be used or the grader failed.
         verl cannot mask such a row; watch the mean of `valid`.
     """
-    from mrlm_envs.code.env import CodeEnv
-    from mrlm_envs.math.env import MathEnv
-
     tests = _tests(ground_truth)
-    if tests is None:
-        reward = _graded(MathEnv, {"question": "?", "answer": ground_truth}, solution_str)
-    else:
-        reward = _graded(CodeEnv, tests, solution_str)
+    env_id, row = ("mrlm/Code-v0", tests) if tests else ("mrlm/Math-v0", {"question": "?", "answer": ground_truth})
+    reward = _graded(env_id, row, solution_str)
     score = reward or 0.0
     return {"score": score, "acc": score, "valid": float(reward is not None)}
 
 
-def _graded(env_class: type[TextEnv], row: Mapping[str, Any], completion: Completion) -> float | None:
+def _graded(env_id: str, row: Mapping[str, Any], completion: Completion) -> float | None:
     """The reward of a reply to one row, None when the row does not fit or the grader failed."""
     try:
-        env = env_class(tasks=[row])  # pyright: ignore[reportCallIssue]
+        episode = Episode(env_id, tasks=[row])
     except ValueError:
         return None
-    env.reset(seed=0)
-    _, reward, _, _, info = env.step(last_text(completion))
-    return reward if info.get("valid", True) else None
+    episode.reset(seed=0)
+    episode.step(last_text(completion))
+    return episode.reward
 
 
 def last_text(completion: Completion) -> str:
@@ -121,17 +113,13 @@ def _is_column(values: Any, count: int) -> bool:
 def _tests(ground_truth: Any) -> Mapping[str, Any] | None:
     """The row of a coding problem that a reference stands for, None when it is an answer."""
     if isinstance(ground_truth, str) and ground_truth.lstrip().startswith("{"):
-        try:
+        with contextlib.suppress(ValueError):
             ground_truth = json.loads(ground_truth)
-        except ValueError:
-            return None
     if not isinstance(ground_truth, Mapping):
         return None
     if "inputs" not in ground_truth:
         return ground_truth
-    pairs = list(zip(ground_truth["inputs"], ground_truth.get("outputs", ()), strict=False))
     name = ground_truth.get("fn_name")
-    if name is None:
-        return {"prompt": "?", "tests": [{"stdin": given, "stdout": out} for given, out in pairs]}
-    tests = [{"args": given, "expected": out} for given, out in pairs]
-    return {"prompt": "?", "entry_point": name, "tests": tests}
+    given, expected = ("stdin", "stdout") if name is None else ("args", "expected")
+    pairs = zip(ground_truth["inputs"], ground_truth.get("outputs", ()), strict=False)
+    return {"prompt": "?", "entry_point": name, "tests": [{given: put, expected: got} for put, got in pairs]}

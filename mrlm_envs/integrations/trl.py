@@ -19,13 +19,14 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
 
 from mrlm_envs.integrations.episode import Episode, make, openings, require
 from mrlm_envs.integrations.rewards import last_text
+from mrlm_envs.tools.calls import Call, render
 
 _TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list, "object": dict}
 
@@ -35,9 +36,7 @@ def environment_reward(completions: Sequence[Any], environments: Sequence[Any], 
     return [env._finish(last_text(completion)) for env, completion in zip(environments, completions, strict=True)]
 
 
-def rollout_reward(
-    completions: Sequence[Any], episode_return: Sequence[float | None], **columns: Any
-) -> list[float | None]:
+def rollout_reward(completions: Any, episode_return: Sequence[float | None], **columns: Any) -> list[float | None]:
     """The returns that `rollout_func` handed over."""
     return list(episode_return)
 
@@ -60,20 +59,17 @@ class Spec:
     env_id: str
     split: str | None = "train"
     n: int = 1000
-    kwargs: str | Mapping[str, Any] = "{}"
+    kwargs: str | Mapping[str, Any] = field(default="{}", hash=False)  # a mapping has no hash
     submit: bool = False
 
     reward_funcs = staticmethod(environment_reward)
     reward = staticmethod(rollout_reward)
 
-    def __post_init__(self) -> None:
-        text = self.kwargs if isinstance(self.kwargs, str) else json.dumps(self.kwargs, sort_keys=True)
-        object.__setattr__(self, "kwargs", text)  # a frozen dataclass with a mapping cannot be hashed
-
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments of the environment."""
-        return json.loads(str(self.kwargs)) | ({} if self.split is None else {"split": self.split})
+        given = json.loads(self.kwargs) if isinstance(self.kwargs, str) else self.kwargs
+        return {**given} if self.split is None else {**given, "split": self.split}
 
     def make(self) -> gymnasium.Env[str, str]:
         """A fresh environment.
@@ -129,6 +125,18 @@ class _Environment:
         return self._episode.reward
 
 
+class _Submission(_Environment):
+    """An episode without tools, which is played through one."""
+
+    def submit(self, answer: str) -> str:
+        """Hands in an answer and returns what the environment says to it.
+
+        Args:
+            answer: The whole answer.
+        """
+        return self._episode.step(answer)[0]
+
+
 def _make(spec: Spec) -> _Environment:
     return _environment_class(spec)()
 
@@ -137,47 +145,29 @@ def _make(spec: Spec) -> _Environment:
 def _environment_class(spec: Spec) -> type[_Environment]:
     [(_, _, info)] = openings(spec.env_id, range(1), **spec.arguments)
     tools = [] if spec.submit else info.get("tools") or []
-    schemas = [tool["function"] for tool in tools] or [_SUBMIT]
-    methods = {schema["name"]: _method(schema, is_tool=bool(tools)) for schema in schemas}
-    return type("MRLMEnvironment", (_Environment,), {"_spec": spec, **methods})
+    methods = {tool["function"]["name"]: _method(tool["function"]) for tool in tools}
+    return type("MRLMEnvironment", (_Environment if tools else _Submission,), {"_spec": spec, **methods})
 
 
-_SUBMIT = {
-    "name": "submit",
-    "description": "Hands in an answer and returns what the environment says to it.",
-    "parameters": {
-        "properties": {"answer": {"type": "string", "description": "The whole answer."}},
-        "required": ["answer"],
-    },
-}
-
-
-def _method(schema: Mapping[str, Any], is_tool: bool) -> Callable[..., str]:
+def _method(schema: Mapping[str, Any]) -> Callable[..., str]:
     """A method with the signature and docstring that make up a tool's schema again."""
-    from mrlm_envs.tools.calls import Call, render
-
     name, parameters = schema["name"], schema.get("parameters", {})
-    required = set(parameters.get("required", ()))
-    known = parameters.get("properties", {})
 
     def method(self: _Environment, **arguments: Any) -> str:
-        if not is_tool:
-            return self._episode.step(arguments["answer"])[0]
         given = {argument: value for argument, value in arguments.items() if value is not None}
         return self._episode.step(render([Call(name, given)]))[0]
 
-    ordered = sorted(known, key=lambda argument: argument not in required)
-    types = {argument: _TYPES.get(known[argument].get("type"), Any) for argument in ordered}
-    kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
-    parts = [inspect.Parameter("self", kind)]
-    for argument in ordered:
-        default = empty if argument in required else None
-        parts.append(inspect.Parameter(argument, kind, default=default, annotation=types[argument]))
-    told = "\n".join(f"    {argument}: {known[argument].get('description', argument)}" for argument in ordered)
+    signature = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    told = []
+    for argument, about in parameters.get("properties", {}).items():
+        default = inspect.Parameter.empty if argument in parameters.get("required", ()) else None
+        kind = _TYPES.get(str(about.get("type")), Any)  # str: it may be a list
+        signature.append(inspect.Parameter(argument, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind))
+        told.append(f"    {argument}: {about.get('description', argument)}\n")
     method.__name__ = method.__qualname__ = name
-    method.__doc__ = f"{schema.get('description', name)}\n\n" + (f"Args:\n{told}\n" if ordered else "")
-    method.__annotations__ = {**types, "return": str}
-    method.__signature__ = inspect.Signature(parts, return_annotation=str)  # type: ignore[attr-defined]
+    method.__doc__ = f"{schema.get('description', name)}\n\n" + "".join(["Args:\n", *told] if told else [])
+    method.__annotations__ = {part.name: part.annotation for part in signature[1:]} | {"return": str}
+    method.__signature__ = inspect.Signature(signature, return_annotation=str)  # type: ignore[attr-defined]
     return method
 
 
@@ -187,46 +177,42 @@ def _rollout(spec: Spec, prompts: list[list[dict[str, Any]]], trainer: Any) -> d
     Generation is TRL's own (`_generate_single_turn`). What the environment says enters as the chat template writes it
     between two turns, with mask 0.
     """
-    limit = trainer.max_completion_length
+    limit, tokenizer = trainer.max_completion_length, trainer.processing_class
+    template = functools.partial(
+        tokenizer.apply_chat_template, add_generation_prompt=True, **trainer.chat_template_kwargs
+    )
     episodes = [Episode(spec.env_id, **spec.arguments) for _ in prompts]
     prompt_ids = []
     for episode, prompt in zip(episodes, prompts, strict=True):
         episode.reset(prompt[-1]["seed"])
         plain = [{"role": message["role"], "content": message["content"]} for message in prompt]
-        options = {"add_generation_prompt": True, "return_dict": False, **trainer.chat_template_kwargs}
-        prompt_ids.append(trainer.processing_class.apply_chat_template(plain, **options))
+        prompt_ids.append(template(plain, return_dict=False))
     completions: list[list[int]] = [[] for _ in prompts]
     masks: list[list[int]] = [[] for _ in prompts]
     live = list(range(len(prompts)))
     while live:
         turns, _ = trainer._generate_single_turn([prompt_ids[i] + completions[i] for i in live], None, {}, 1)
-        going = []
-        for i, turn in zip(live, turns, strict=True):
+        for i, turn in zip(tuple(live), turns, strict=True):
             sampled = list(turn)[: limit - len(masks[i])]
-            observation = episodes[i].step(trainer.processing_class.decode(sampled, skip_special_tokens=True))[0]
-            heard = _between(trainer.processing_class, observation, sampled, trainer.chat_template_kwargs)
+            observation = episodes[i].step(tokenizer.decode(sampled, skip_special_tokens=True))[0]
+            heard = _between(tokenizer, template, observation, sampled)
             if episodes[i].is_over or len(masks[i]) + len(sampled) + len(heard) >= limit:
                 heard = []
+                live.remove(i)
             completions[i] += sampled + heard
             masks[i] += [1] * len(sampled) + [0] * len(heard)
-            if heard:
-                going.append(i)
-        live = going
     returns = [episode.reward for episode in episodes]
-    return {
-        "prompt_ids": prompt_ids, "completion_ids": completions, "logprobs": None, "env_mask": masks,
-        "episode_return": returns,
-    }  # fmt: skip
+    played = {"prompt_ids": prompt_ids, "completion_ids": completions, "logprobs": None, "env_mask": masks}
+    return {**played, "episode_return": returns}
 
 
 _TURN = "zqxj"  # stands for what the policy said
 
 
-def _between(tokenizer: Any, observation: str, sampled: list[int], options: Mapping[str, Any]) -> list[int]:
+def _between(tokenizer: Any, template: Callable[..., Any], observation: str, sampled: list[int]) -> list[int]:
     """The ids from the end of a sampled turn to the beginning of the next."""
     turns = [("user", "?"), ("assistant", _TURN), ("user", observation)]
-    messages = [{"role": role, "content": content} for role, content in turns]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options)
+    text = template([{"role": role, "content": content} for role, content in turns], tokenize=False)
     ids = tokenizer(text=text.split(_TURN, 1)[1], add_special_tokens=False)["input_ids"]
     is_closed = sampled[-1:] == [tokenizer.eos_token_id]
     return ids[1:] if is_closed and ids[0] == tokenizer.eos_token_id else ids
