@@ -146,7 +146,8 @@ def _environment_class(spec: Spec) -> type[_Environment]:
     [(_, _, info)] = openings(spec.env_id, range(1), **spec.arguments)
     tools = [] if spec.submit else info.get("tools") or []
     methods = {tool["function"]["name"]: _method(tool["function"]) for tool in tools}
-    return type("MRLMEnvironment", (_Environment if tools else _Submission,), {"_spec": spec, **methods})
+    base: Any = _Environment if tools else _Submission
+    return type("MRLMEnvironment", (base,), {"_spec": spec, **methods})
 
 
 def _method(schema: Mapping[str, Any]) -> Callable[..., str]:
