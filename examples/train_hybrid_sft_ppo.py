@@ -3,9 +3,8 @@
     python examples/train_hybrid_sft_ppo.py
     python examples/train_hybrid_sft_ppo.py --max-steps 400      # as long as configs/math_sft_then_ppo.yaml
 
-A policy that is never right has nothing to learn from by reinforcement. So SFT on few worked solutions brings the toy
-to some right answers, and PPO goes on from there on the reward alone. Both are measured on sums that neither has seen.
-`mrlm demo` does the same with GRPO, curves and controls; configs/math_sft_then_ppo.yaml is the same as a file.
+A policy that is never right learns nothing from reward. So SFT on few worked solutions brings the toy to some right
+answers, and PPO goes on with the reward alone; both are measured on unseen sums. `mrlm demo` does it with GRPO.
 """
 
 import tyro
@@ -39,7 +38,6 @@ def main(
     sft.train()
     before = sft.evaluate()["eval_success"]
     sft.save_model(f"{output_dir}/sft/final")
-
     ppo = PPOTrainer(
         model=f"{output_dir}/sft/final",
         envs=SUMS,
@@ -55,8 +53,7 @@ def main(
     )
     ppo.train()
     ppo.save_model(f"{output_dir}/final")
-    after = ppo.evaluate()["eval_success"]
-    print(f"sums solved that were never trained on: {before:.0%} after SFT, {after:.0%} after PPO")
+    print(f"unseen sums solved: {before:.0%} after SFT, {ppo.evaluate()['eval_success']:.0%} after PPO")
 
 
 if __name__ == "__main__":

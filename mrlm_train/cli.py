@@ -200,7 +200,6 @@ def collect(
     from tqdm import tqdm
 
     from mrlm_train.commands import collect as command
-    from mrlm_train.inference.policy import make
 
     seed = generation.seed
     with tqdm(total=num_episodes, unit="episode", disable=None) as bar:
@@ -208,6 +207,8 @@ def collect(
         if model is None:
             found = command.collect_experts(envs, num_episodes, output, filter_reward, seed, progress=seen)
         else:
+            from mrlm_train.inference.policy import make
+
             policy = make(_at_endpoint(model, base_url), engine=generation.engine, rows=generation.rows)
             found = command.collect(
                 *(policy, envs, num_episodes, output, generation.sampling(), group_size, filter_reward, seed),

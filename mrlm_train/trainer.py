@@ -18,6 +18,7 @@ from mrlm_train.checkpoint_files import WholeCheckpoints
 from mrlm_train.episodes.chat import Chat
 from mrlm_train.inference.policy import Policy
 from mrlm_train.inference.sampling import Sampling
+from mrlm_train.ranges import refuse_senseless
 from mrlm_train.rollout.environments import EnvEntry, EnvLike, entries
 from mrlm_train.rollout.evaluation import evaluation_requests, evaluation_rollout, require_valid, summary
 from mrlm_train.rollout.pool import STEP_TIMEOUT
@@ -63,8 +64,9 @@ class RolloutArguments:
     save_episodes: int = 8
 
     def __new__(cls, *args: Any, **settings: Any) -> Self:
-        """Refuse a setting that no base has, naming the nearest."""
+        """Refuse a setting that no base has, naming the nearest, and a value that none can mean."""
         refuse_unknown(cls, settings)
+        refuse_senseless(cls, settings)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

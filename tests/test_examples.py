@@ -50,9 +50,13 @@ def test_the_script_runs_on_the_toy_policy(
     assert said in capsys.readouterr().out
 
 
-def test_every_script_is_run_and_is_in_the_readme() -> None:
+def test_every_script_is_a_page_is_run_and_is_in_the_readme() -> None:
     scripts = {path.stem for path in EXAMPLES.glob("*.py")} - {"chat_server", "jax_reinforce"}  # tests of their own
     assert scripts == SCRIPTS.keys()
+    for path in EXAMPLES.glob("*.py"):
+        assert path.stem == "chat_server" or len(path.read_text().splitlines()) <= 60, (
+            f"{path.name} is more than a page"
+        )
     readme = (EXAMPLES / "README.md").read_text()
     for path in EXAMPLES.iterdir():
         assert path.name in readme or path.name.startswith(("_", ".")) or path.name == "README.md", path.name

@@ -14,17 +14,21 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mrlm_train.commands.evaluate import tell_cost
 from mrlm_train.episodes.chat import Chat
 from mrlm_train.episodes.preferences import pairs
 from mrlm_train.episodes.record import Episode, jsonable, tokenizer_hash, whole_file, write
-from mrlm_train.inference.policy import Policy
-from mrlm_train.inference.sampling import Sampling
 from mrlm_train.rollout.environments import EnvLike, entries
+from mrlm_train.rollout.experts import expert_episodes
 from mrlm_train.rollout.pool import EnvPool
-from mrlm_train.rollout.runner import Request, Rollout, check_validity, expert_episodes, group_requests
+from mrlm_train.rollout.tasks import group_requests
+
+if TYPE_CHECKING:  # torch takes seconds to import, and experts need none
+    from mrlm_train.inference.policy import Policy
+    from mrlm_train.inference.sampling import Sampling
+
+Progress = Callable[[Episode], object]
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def collect(
     threads: int = 16,
     max_invalid_share: float = 0.25,
     preferences: str | os.PathLike[str] | None = None,
-    progress: Callable[[Episode], object] | None = None,
+    progress: Progress = lambda episode: None,
 ) -> Collected:
     """Play n episodes and write them.
 
@@ -92,6 +96,9 @@ def collect(
     """
     if n < 1 or group_size < 1 or n % group_size:
         raise ValueError(f"{n} episodes are not a whole number of groups of {group_size}")
+    from mrlm_train.commands.evaluate import tell_cost
+    from mrlm_train.rollout.runner import Rollout, check_validity
+
     pool = EnvPool(entries(envs), threads)
     with Rollout(policy, pool, sampling, max_invalid_share=1.0) as rollout:
         requests = group_requests(pool, n // group_size, group_size, seed)
@@ -112,9 +119,14 @@ def collect(
             partial.done.pop(request.draw, None)  # a game of which only some agents were written
         resumed = [episode for agents in partial.done.values() for episode in agents.values()]
         for episode in resumed:
-            if progress is not None:
-                progress(episode)
-        _play(rollout, left, partial, progress)
+            progress(episode)
+
+        def ended(episode: Episode) -> None:
+            partial.add(episode)
+            progress(episode)
+
+        if left:
+            rollout.run(left, ended)
     tell_cost(policy)
     episodes = [episode for request in requests for episode in partial.done[request.draw].values()]
     check_validity(episodes, max_invalid_share)
@@ -135,7 +147,7 @@ def collect_experts(
     filter_reward: float | None = None,
     seed: int = 0,
     chat: Chat | None = None,
-    progress: Callable[[Episode], object] | None = None,
+    progress: Progress = lambda episode: None,
 ) -> Collected:
     """As `collect`, with the environments' own reference solutions; `chat` gives them token ids.
 
@@ -144,24 +156,10 @@ def collect_experts(
     """
 
     def seen(episode: Episode) -> bool:
-        if progress is not None:
-            progress(episode)
+        progress(episode)
         return True
 
     return _write(output, expert_episodes(envs, n, seed, chat, seen), filter_reward, 0)
-
-
-def _play(
-    rollout: Rollout, requests: list[Request], partial: _Partial, progress: Callable[[Episode], object] | None
-) -> None:
-    def ended(episode: Episode) -> None:
-        partial.add(episode)
-        if progress is not None:
-            progress(episode)
-
-    with partial:
-        if requests:
-            rollout.run(requests, ended)
 
 
 def _write(
@@ -188,11 +186,8 @@ def _write_parquet(output: str | os.PathLike[str], episodes: list[Episode]) -> i
     rows = [json.loads(episode.to_json()) for episode in episodes]
     for row in rows:
         row |= {key: json.dumps(value, ensure_ascii=False) for key, value in row.items() if isinstance(value, dict)}
-    target = Path(output)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pyarrow.Table.from_pylist(rows), partial)
-    partial.replace(target)
+    with whole_file(output) as file:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file.buffer)
     return len(rows)
 
 
@@ -220,40 +215,26 @@ class _Partial:
         """
         self.path = output.with_name(f".{output.name}.partial")
         text = json.dumps(jsonable(settings), sort_keys=True)
-        self.head = json.dumps({"collection": hashlib.sha256(text.encode()).hexdigest()[:16], "settings": text})
+        head = json.dumps({"collection": hashlib.sha256(text.encode()).hexdigest()[:16], "settings": text})
         self.done: dict[int, dict[str | None, Episode]] = {}
-        whole = 0
-        if self.path.is_file():
-            with self.path.open("rb") as file:
-                lines = [line for line in file if line.endswith(b"\n")]  # the last may have been cut in mid-write
-            if lines and lines[0].decode().strip() != self.head:
-                raise ValueError(
-                    f"{self.path} is of a collection with other settings; remove it to start anew, or repeat that one"
-                )
-            for line in lines[1:]:
-                episode = Episode.from_json(line.decode())
-                self._keep(episode)
-            whole = sum(map(len, lines))
-        self._whole = whole
-
-    def __enter__(self) -> _Partial:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("ab")
-        self._file.truncate(self._whole)
-        if not self._whole:
-            self._line(self.head)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
+        data = self.path.read_bytes() if self.path.is_file() else b""
+        lines = data[: data.rfind(b"\n") + 1].splitlines()  # the last may have been cut in mid-write
+        if not lines:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(head + "\n", "utf-8")
+            return
+        if lines[0].decode() != head:
+            raise ValueError(
+                f"{self.path} is of a collection with other settings; remove it to start anew, or repeat that one"
+            )
+        os.truncate(self.path, data.rfind(b"\n") + 1)
+        for line in lines[1:]:
+            self._keep(Episode.from_json(line.decode()))
 
     def add(self, episode: Episode) -> None:
-        self._line(episode.to_json())
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(episode.to_json() + "\n")
         self._keep(episode)
 
     def _keep(self, episode: Episode) -> None:
         self.done.setdefault(episode.sampling["draw"], {})[episode.agent] = episode
-
-    def _line(self, text: str) -> None:
-        self._file.write(text.encode() + b"\n")
-        self._file.flush()

@@ -37,6 +37,7 @@ from mrlm_train.experiment import ALGORITHMS
 from mrlm_train.experiment.fields import fields
 from mrlm_train.experiment.sections import ConfigError, DistributedSection, EnvironmentKeys, ModelSection, Positive
 from mrlm_train.inference.hub import check_exists
+from mrlm_train.ranges import LEAST
 from mrlm_train.rollout.environments import EnvEntry
 
 PPO_ALIASES = {"clip_range": "epsilon", "num_ppo_epochs": "num_iterations"}
@@ -45,13 +46,7 @@ ALIASES = {"num_epochs": "num_train_epochs", "torch_dtype": "dtype", "env_type":
 # Keys of `training:` that are not TrainingArguments; the first are fields of `RunConfig`.
 RUN_KEYS = {"batch_size": Positive, "early_stopping_patience": Positive, "stop_at_success": float}
 TRAINING_KEYS = {**RUN_KEYS, "algorithm": str, "num_epochs": float}
-# Settings whose own class finds a senseless value late, or not at all.
-RANGES = {
-    **dict.fromkeys(("learning_rate", "value_learning_rate", "weight_decay"), Ge(0)),
-    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), Ge(1)),
-    **dict.fromkeys(("max_completion_length", "num_generations"), Ge(1)),
-    "temperature": Gt(0),
-}
+RANGES = {**{name: Ge(least) for name, least in LEAST.items()}, "temperature": Gt(0)}
 NULLABLE = ("target_kl",)  # settings whose default is not null, and that null switches off
 SAMPLING_KEYS = ("max_completion_length", "temperature", "top_p", "top_k", "chat_template_kwargs")
 TOP_LEVEL = {
@@ -149,14 +144,14 @@ def _refuse_lost_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> 
     stages = [stage for stage in raw.get("stages") or () if isinstance(stage, dict)]
     for override in overrides:
         section, *rest = override.partition("=")[0].split(".")
-        for number, stage in enumerate(stages):
+        for index, stage in enumerate(stages):
             own = stage.get(section)
             if rest and section in ("training", *ALGORITHMS) and isinstance(own, dict):
                 own = own.get(rest[0])  # these are merged key by key; the other sections of a stage replace whole ones
             if own is not None:
                 raise ConfigError(
-                    f"--set {override}: stage {number} sets this itself, and its own setting wins; "
-                    f"use --set stages.{number}.{override}"
+                    f"--set {override}: stage {index + 1} sets this itself, and its own setting wins; "
+                    f"use --set stages.{index}.{override} (a list's entries count from 0)"
                 )
 
 

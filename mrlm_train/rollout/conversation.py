@@ -21,12 +21,12 @@ from mrlm_envs.core import EnvFault, clean
 from mrlm_envs.llm.client import ChatError, ChatReply
 from mrlm_train.episodes.chat import opening
 from mrlm_train.episodes.record import Episode, tokenizer_hash
-from mrlm_train.inference.policy import Policy
-from mrlm_train.inference.sampling import Sampling
 from mrlm_train.inference.types import End, Feed, Wait
 from mrlm_train.rollout.pool import EnvPool, StepTimeout, fit
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch is slow to import, and an expert needs none
+    from mrlm_train.inference.policy import Policy
+    from mrlm_train.inference.sampling import Sampling
     from mrlm_train.rollout.games import AgentSession
 
 Result = tuple[str, float, bool, bool, dict[str, Any]]
@@ -353,11 +353,9 @@ class EpisodeConversation(Dialogue):
 
 
 class ExpertConversation(Dialogue):
-    """A dialogue of the environment's own expert. For an engine, each of its turns is one token that nobody reads."""
+    """A dialogue of the environment's own expert."""
 
-    seed, budget, prefix = 0, 1, None
-
-    def submit(self, ids: list[int], log_probs: list[float] | None) -> None:
+    def take_turn(self) -> None:
         """Act as the expert does.
 
         Raises:

@@ -9,20 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from typing import Any
 
-import numpy as np
-
-from mrlm_train.episodes.chat import Chat
 from mrlm_train.episodes.record import Episode
-from mrlm_train.inference.batch_engine import BatchEngine
 from mrlm_train.inference.endpoint import EndpointPolicy
 from mrlm_train.inference.policy import Policy
 from mrlm_train.inference.sampling import Sampling
@@ -31,18 +25,17 @@ from mrlm_train.rollout.conversation import (
     ChatDialogue,
     EnvironmentSession,
     EpisodeConversation,
-    ExpertConversation,
     Progress,
     Request,
 )
 from mrlm_train.rollout.environments import EnvLike, entries
+from mrlm_train.rollout.experts import expert_episodes
 from mrlm_train.rollout.games import AgentSession, GameRunner
 from mrlm_train.rollout.opponents import Opponents
 from mrlm_train.rollout.pool import STEP_TIMEOUT, EnvPool
+from mrlm_train.rollout.tasks import group_requests, training_tasks
 
 __all__ = ["InvalidEpisodes", "Request", "Rollout", "expert_episodes", "group_requests", "training_tasks"]
-
-_FIRST_TRAINING_SEED = 2**24  # evaluation takes seeds from 0 up, so training never meets its tasks
 
 
 class InvalidEpisodes(RuntimeError):
@@ -252,88 +245,3 @@ def check_validity(episodes: Sequence[Episode], max_share: float) -> None:
             f"rollout: {len(invalid)} of {len(episodes)} episodes invalid, above max_invalid_share={max_share}; "
             f"the first: {first.env_id} seed {first.seed}: {first.info.get('error', first.stop_reason)}"
         )
-
-
-def training_tasks(pool: EnvPool, count: int, seed: int) -> tuple[list[int], list[int]]:
-    """The tasks of a whole training run: the entry and the episode seed of each, drawn from `seed`.
-
-    Environments are drawn by weight. An endless source never repeats a seed. A finite one goes through its n tasks in a
-    new order each pass: seed `p·n + i` is task `i` in pass `p`. A longer plan begins with the shorter.
-    """
-    weights = np.array([entry.weight for entry in pool.envs], dtype=np.float64)
-    draws = np.random.default_rng(seed).random(count)
-    picks = np.searchsorted(np.cumsum(weights / weights.sum())[:-1], draws, side="right")
-    seeds = np.zeros(count, dtype=np.int64)
-    for index in range(len(pool.envs)):
-        places = np.flatnonzero(picks == index)
-        rng = np.random.default_rng([seed, index])
-        size = pool.num_tasks(index)
-        if size is None:
-            seeds[places] = np.arange(len(places)) + rng.integers(_FIRST_TRAINING_SEED, 2**30)
-        else:
-            passes = [p * size + rng.permutation(size) for p in range(math.ceil(len(places) / size))]
-            seeds[places] = np.concatenate([*passes, np.zeros(0, np.int64)])[: len(places)]
-    return picks.tolist(), seeds.tolist()
-
-
-def group_requests(pool: EnvPool, tasks: int, group_size: int, seed: int) -> list[Request]:
-    """`group_size` attempts at each of `tasks` tasks drawn as for training; the members of a group are consecutive.
-
-    Request i has draw i, so that no two have the same samples.
-    """
-    drawn = zip(*training_tasks(pool, tasks, seed), strict=True)
-    return [
-        Request(entry, task, draw=group * group_size + member)
-        for group, (entry, task) in enumerate(drawn)
-        for member in range(group_size)
-    ]
-
-
-def expert_episodes(
-    envs: EnvLike | Iterable[EnvLike],
-    n: int,
-    seed: int = 0,
-    chat: Chat | None = None,
-    keep: Callable[[Episode], bool] | None = None,
-) -> list[Episode]:
-    """Episodes of the environments' own experts (`env.unwrapped.expert()`) on tasks drawn as for training.
-
-    In a game, `expert(agent)` acts for every agent; each agent that the policy plays gives an episode.
-
-    Args:
-        envs: With an expert.
-        n: How many episodes.
-        seed: Draws the tasks.
-        chat: Makes their ids; None leaves them as messages.
-        keep: Only episodes that it accepts count (default: all valid ones).
-
-    Raises:
-        ValueError: If an environment has no expert, or `keep` accepts too few episodes.
-    """
-    kept: list[Episode] = []
-    tries = 20 * n if keep else n + 100
-    error = ""
-    with closing(EnvPool(entries(envs), threads=1)) as pool:
-        for index, task in zip(*training_tasks(pool, tries, seed), strict=True):
-            for episode in _play_expert(pool, Request(index, task)):
-                if episode.valid and (keep is None or keep(episode)):
-                    kept.append(episode if chat is None else chat.with_ids(episode))
-                error = error or str(episode.info.get("error", ""))
-            if len(kept) >= n:
-                return kept[:n]
-    why = f"; the first failure: {error}" if error else ""
-    raise ValueError(f"experts: only {len(kept)} of {tries} episodes passed the filter, {n} were asked for{why}")
-
-
-def _play_expert(pool: EnvPool, request: Request) -> list[Episode]:
-    """The episodes of one request, played by the environment's expert; in a game, those of the policy's agents."""
-    agents = pool.agents[request.entry]
-    sessions: list[EnvironmentSession | AgentSession]
-    if agents:
-        sessions = list(GameRunner(pool, request, dict.fromkeys(agents)).sessions.values())
-    else:
-        sessions = [EnvironmentSession(pool, request)]
-    conversations = [ExpertConversation(session, "expert") for session in sessions]
-    BatchEngine(lambda rows: [([0], None)] * len(rows), Sampling()).run(conversations)
-    episodes = [conversation.episode for conversation in conversations]
-    return [episode for episode in episodes if episode.agent is None or agents[episode.agent].trains]

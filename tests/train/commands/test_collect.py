@@ -22,6 +22,7 @@ from mrlm_train.inference.sampling import Sampling
 from mrlm_train.rollout.environments import EnvEntry
 from mrlm_train.rollout.runner import InvalidEpisodes
 from tests.support.guessing import GuessNumber
+from tests.support.paths import ROOT
 from tests.support.playing import TOKENIZER, Letters, Radio, say, scripted, tiny_model, tiny_policy
 
 torch.set_num_threads(1)
@@ -142,6 +143,17 @@ def test_the_command_writes_groups_that_dpo_can_pair(model: str, tmp_path: Path,
     assert {episode.reward for episode in read(output)} == {1.0}
     assert main(["collect", "--environment", "math", "-n", "3", "-o", str(output)]) == 1
     assert capsys.readouterr().err.strip().endswith("give either --model PATH or --expert")
+
+
+def test_experts_are_collected_without_torch(tmp_path: Path) -> None:
+    command = ["collect", "--expert", "--environment", "math", "-n", "3", "-o", str(tmp_path / "e.jsonl")]
+    code = (
+        "import sys; from mrlm_train.cli import main\n"
+        f"print(main({command!r}), [name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert said.stdout.splitlines()[-1] == "0 []", said.stderr
+    assert [episode.reward for episode in read(tmp_path / "e.jsonl")] == [1.0] * 3
 
 
 def test_rows_have_the_return_and_parquet_holds_the_same(model: str, tmp_path: Path, capsys: Any) -> None:

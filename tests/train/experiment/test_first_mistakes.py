@@ -21,6 +21,7 @@ from mrlm_train.experiment.fields import fields
 from mrlm_train.grpo import GRPOConfig, GRPOTrainer
 from mrlm_train.inference.hub import check_exists
 from mrlm_train.inference.sampling import Sampling
+from mrlm_train.ppo import PPOConfig
 from mrlm_train.rollout.evaluation import evaluate
 from tests.support.paths import ROOT
 from tests.support.processes import run, write_config
@@ -70,6 +71,16 @@ def test_a_senseless_value_names_its_key(raw: dict[str, Any], message: str) -> N
         check({**BASE, **raw})
 
 
+@pytest.mark.parametrize(
+    "settings", [{"learning_rate": -1}, {"num_generations": 0}, {"gradient_accumulation_steps": 0}]
+)
+def test_a_senseless_value_names_its_key_in_python_too(settings: dict[str, Any]) -> None:
+    [(name, value)] = settings.items()
+    for cls in (GRPOConfig, PPOConfig):
+        with pytest.raises(ValueError, match=f"^{cls.__name__}: {name} must be at least [01], got {value}$"):
+            cls("out", **settings)
+
+
 def test_a_model_is_its_name_alone_too() -> None:
     assert check({**BASE, "model": "tiny", "grpo": {}}).model == check({**BASE, "grpo": {}}).model
 
@@ -88,7 +99,7 @@ def test_null_switches_the_trust_region_off_and_leaves_other_settings_out() -> N
 def test_an_override_that_a_stage_overrides_is_refused(tmp_path: Path) -> None:
     path = write_config(tmp_path / "c.yaml", STAGED)
     for setting in ("training.max_steps=3", "sft.num_episodes=4"):
-        with pytest.raises(ConfigError, match=rf"stage 0 sets this itself.*--set stages\.0\.{setting}"):
+        with pytest.raises(ConfigError, match=rf"stage 1 sets this itself.*--set stages\.0\.{setting} \(a list's"):
             config.load(path, [setting])
     assert config.load(path, ["training.batch_size=8"]).stages[1].batch_size == 8
 
