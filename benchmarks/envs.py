@@ -193,6 +193,7 @@ def games() -> None:
 
     answer = lambda move: f"<answer>{move}</answer>"
     contenders: dict[str, Callable[[], tuple[float, float]]] = {}
+    presets = {"Tetris": "tetris_type_1_dim_4", "Blocksworld": "blocksworld_text"}  # GRL's boards
     for name, moves in (
         ("Sokoban", ("Up", "Down", "Left", "Right")),
         ("Tetris", ("Left", "Right", "Down")),
@@ -200,7 +201,8 @@ def games() -> None:
         ("WebShop", ("search[waterproof red]", "click[next >]", "click[back to search]")),
         ("SQL", ("SELECT 1",)),  # on six databases, in another process, whose CPU time is not counted
     ):
-        make = lambda name=name: gymnasium.make(f"mrlm_envs:mrlm/{name}-v0", max_turns=10)
+        board = {"preset": presets[name]} if name in presets else {}
+        make = lambda name=name, board=board: gymnasium.make(f"mrlm_envs:mrlm/{name}-v0", max_turns=10, **board)
         contenders[f"mrlm {name}"] = lambda make=make, moves=moves: of(make(), answer, moves)
     try:
         from gem.envs.game_env.sokoban import SokobanEnv

@@ -8,32 +8,23 @@ MRLM tests every environment of its own with it; run it on yours:
 What an environment lacks (an expert, a spec, determinism) is skipped and returned by name with the reason.
 """
 
-import copy
 import json
 import math
 import pickle
-import random
-import threading
-from collections.abc import Callable, Iterator
-from itertools import zip_longest
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import gymnasium
-import numpy as np
 from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Text
 from gymnasium.utils.env_checker import check_env
 
-from mrlm_envs.checks.playing import (
-    HOSTILE,
-    INJECTION,
-    STEP_LIMIT,
-    WORDS,
-    Policy,
-    Trace,
-    episode,
-    mixed,
-)
+from mrlm_envs.checks import rewards
+from mrlm_envs.checks.playing import HOSTILE, STEP_LIMIT, Policy, Trace, episode, mixed, say
+from mrlm_envs.checks.reproducibility import determinism, global_states, interleaving, refuse_draws, threads
+from mrlm_envs.checks.rewards import oracle
+from mrlm_envs.checks.subject import Fail, Limits, Skip, Subject
 from mrlm_envs.core import TextEnv
 
 
@@ -52,10 +43,12 @@ class Report(dict[str, str]):
 def check_text_env(env: gymnasium.Env[Any, Any], *, episodes: int = 8, floor: float = 0.1) -> Report:
     """Check the whole contract of `mrlm_envs.core.TextEnv` on `env`.
 
+    What the contract shares with the quality card (`mrlm check`) is checked by the card's own functions.
+
     Args:
         env: The environment, preferably from `gymnasium.make` (so that it has a spec and can be made again).
         episodes: Episode seeds tried for each policy.
-        floor: The highest mean return that the silent, the echoing, the injecting and the random policy may reach.
+        floor: The highest mean return that a policy may reach that does not solve tasks.
 
     Returns:
         The checks that were skipped, name to reason; printed, it also names those that were made.
@@ -64,58 +57,46 @@ def check_text_env(env: gymnasium.Env[Any, Any], *, episodes: int = 8, floor: fl
         AssertionError: On the first breach, in one line.
     """
     skipped = Report()
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    _check_spaces(env)
-    twin = _check_spec(env, skipped)
-    deterministic = env.unwrapped.metadata.get("deterministic", True)
-    if not deterministic:
-        skipped["reproducible"] = "metadata['deterministic'] is False"
-    if twin is None:
-        skipped["interleaved"] = "the environment has no spec, so no second instance can be made"
-    expert: list[float | None] = []
-
-    def global_generators() -> None:
-        assert random.getstate() == states[0], "the environment draws from the global `random`; use self.rng"
-        same = all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), states[1]))  # noqa: NPY002
-        assert same, "the environment draws from the global numpy generator; use self.rng"
-
-    checks: dict[str, Callable[[], object]] = {
-        "an episode": lambda: play(env, lambda _, __: "abc", 0),
-        "Gymnasium's own checks": lambda: check_env(env.unwrapped, skip_render_check=True),
-        "misuse": lambda: _check_misuse(env),
-        "hostile text": lambda: _check_hostile(env),
-        "infos": lambda: _check_infos(env),
-        "reproducible": lambda: _check_reproducible(env, twin, episodes),
-        "interleaved": lambda: _check_interleaved(env, twin) if twin is not None else None,
-        "worker thread": lambda: _check_thread(env, deterministic),
-        "expert": lambda: expert.append(_check_expert(env, episodes, skipped)),
-        "floor": lambda: _check_floor(env, episodes, floor, expert[0]),
-        "split": lambda: _check_split(env, skipped),
-        "global generators": global_generators,
+    before = global_states()
+    limits = Limits(floor=floor, tasks=1, episodes=episodes, seconds=1.0, hang_s=240.0)
+    env_id, kwargs = (env.spec.id, env.spec.kwargs) if env.spec else ("", {})
+    subject = Subject(env_id, kwargs, limits, env, _check_step)
+    checks: dict[str, Callable[[Subject], object]] = {
+        "spaces": _check_spaces,
+        "spec": _check_spec,
+        "an episode": lambda _: play(env, say("abc"), 0),
+        "Gymnasium's own checks": lambda _: check_env(env.unwrapped, skip_render_check=True),
+        "misuse": _check_misuse,
+        "hostile text": _check_hostile,
+        "infos": _check_infos,
+        "reproducible": determinism,
+        "interleaved": _check_interleaved,
+        "worker thread": _check_thread,
+        "expert": _check_expert,
+        "floor": _check_floor,
+        "split": _check_split,
+        "global generators": lambda _: refuse_draws(before),
     }
-    if not deterministic:
-        del checks["interleaved"]  # two traces of it cannot be compared
     for name, check in checks.items():
-        if name not in skipped:
-            check()
-        if name not in skipped:  # some find out only then that there is nothing to check
-            skipped.checked.append(name)
-    if twin is not None:
-        twin.close()
+        subject.start()
+        try:
+            check(subject)
+        except Fail as breach:
+            raise AssertionError(f"{name}: {breach.args[0]}") from None
+        except Skip as reason:
+            skipped[name] = str(reason)
+        else:
+            skipped.checked += [name] * (name not in ("spaces", "spec"))
     return skipped
 
 
 def play(env: gymnasium.Env[Any, Any], policy: Policy, seed: int, limit: int = STEP_LIMIT) -> Trace:
-    """Play one episode and return its trace: the reset's `(observation, info)`, then each step's five values.
+    """Play one episode and return its trace: the reset, then each step.
 
     Raises:
         AssertionError: If the episode does not end within `limit` steps, or a step breaks the contract.
     """
-    return list(_episode(env, policy, seed, limit))
-
-
-def _episode(env: gymnasium.Env[Any, Any], policy: Policy, seed: int, limit: int = STEP_LIMIT) -> Iterator[Any]:
-    return episode(env, policy, seed, limit, _check_step)
+    return list(episode(env, policy, seed, limit, _check_step))
 
 
 def _check_step(step: tuple[Any, ...], turn: int, env: gymnasium.Env[Any, Any]) -> None:
@@ -144,30 +125,28 @@ def _json(info: dict[str, Any]) -> str:
     return json.dumps(info, sort_keys=True, allow_nan=False)
 
 
-def _check_spaces(env: gymnasium.Env[Any, Any]) -> None:
-    own = env.unwrapped
+def _check_spaces(subject: Subject) -> None:
+    own = subject.env.unwrapped
     if isinstance(own, TextEnv) and not hasattr(own, "episode_seed"):
         raise AssertionError(f"{type(own).__name__}.__init__ does not call super().__init__(**kwargs), or too late")
     for name in ("observation_space", "action_space"):
-        space = getattr(env, name)
+        space = getattr(subject.env, name)
         assert isinstance(space, Text), f"{name} is {space}, expected mrlm_envs.Unicode (a gymnasium.spaces.Text)"
         assert space.contains("") and space.contains("\u4e2d"), f"{name} refuses ordinary text; use mrlm_envs.Unicode"
 
 
-def _check_spec(env: gymnasium.Env[Any, Any], skipped: dict[str, str]) -> gymnasium.Env[Any, Any] | None:
-    if env.spec is None:
-        skipped["spec"] = "the environment has no spec; make it with gymnasium.make"
-        return None
-    spec = pickle.loads(pickle.dumps(env.spec))
-    kwargs = spec.kwargs
+def _check_spec(subject: Subject) -> None:
+    if subject.env.spec is None:
+        raise Skip("the environment has no spec; make it with gymnasium.make")
+    spec = pickle.loads(pickle.dumps(subject.env.spec))
     try:
-        assert json.loads(json.dumps(kwargs)) == json.loads(json.dumps(copy.deepcopy(kwargs)))
+        json.dumps(spec.kwargs)
     except (TypeError, ValueError) as error:
         raise AssertionError(f"kwargs of {spec.id} are not JSON values: {error}") from None
-    return gymnasium.make(spec)
 
 
-def _check_misuse(env: gymnasium.Env[Any, Any]) -> None:
+def _check_misuse(subject: Subject) -> None:
+    env: gymnasium.Env[Any, Any] = subject.env
     env.reset(seed=0)
     for wrong in (None, 3, b"bytes", ["list"]):
         try:
@@ -176,7 +155,7 @@ def _check_misuse(env: gymnasium.Env[Any, Any]) -> None:
             assert not isinstance(error, ResetNeeded), f"an action {wrong!r} raised ResetNeeded, expected TypeError"
         else:
             raise AssertionError(f"an action of type {type(wrong).__name__} did not raise")
-    play(env, lambda _, __: "", 0)
+    subject.play(say(""), 0)
     try:
         env.step("")
     except ResetNeeded:
@@ -184,13 +163,14 @@ def _check_misuse(env: gymnasium.Env[Any, Any]) -> None:
     raise AssertionError("step() after the end did not raise gymnasium.error.ResetNeeded")
 
 
-def _check_hostile(env: gymnasium.Env[Any, Any]) -> None:
+def _check_hostile(subject: Subject) -> None:
     for text in HOSTILE:
-        trace = play(env, lambda _, __, text=text: text, 0)
-        assert not json.loads(trace[-1][-1])["success"], f"the action {text[:40]!r} solved seed 0"
+        done = subject.play(say(text), 0)
+        assert not done.ended["success"], f"the action {text[:40]!r} solved seed 0"
 
 
-def _check_infos(env: gymnasium.Env[Any, Any]) -> None:
+def _check_infos(subject: Subject) -> None:
+    env = subject.env
     _, first = env.reset(seed=1)
     for key in ("task_id", "seed", "turn", "role", "system"):
         assert key in first, f"info lacks {key!r} at reset"
@@ -209,92 +189,48 @@ def _check_infos(env: gymnasium.Env[Any, Any]) -> None:
     assert again["task_id"] == unseeded["task_id"], "reset(seed=info['seed']) gives another task"
 
 
-def _check_reproducible(env: gymnasium.Env[Any, Any], twin: gymnasium.Env[Any, Any] | None, episodes: int) -> None:
-    for seed in range(episodes):
-        first = play(env, mixed(seed), seed)
-        assert first == play(env, mixed(seed), seed), f"seed {seed} replays differently on the same instance"
-        if twin is not None:
-            assert first == play(twin, mixed(seed), seed), f"seed {seed} replays differently on a second instance"
+def _check_interleaved(subject: Subject) -> None:
+    if subject.env.spec is None:
+        raise Skip("the environment has no spec, so no second instance can be made")
+    if not subject.is_deterministic:
+        raise Skip("metadata['deterministic'] is False")
+    interleaving(subject)
 
 
-def _check_interleaved(env: gymnasium.Env[Any, Any], twin: gymnasium.Env[Any, Any]) -> None:
-    alone = [play(env, mixed(seed), seed) for seed in (0, 1)]
-    in_turns = zip_longest(_episode(env, mixed(0), 0), _episode(twin, mixed(1), 1))
-    for trace, expected in zip(zip(*in_turns), alone):
-        steps = [step for step in trace if step is not None]
-        assert steps == expected, "two instances stepped in turns disturb each other"
+def _check_thread(subject: Subject) -> None:
+    subject.episodes = subject.episodes or [subject.play(mixed(0), 0)]
+    threads(subject)
 
 
-def _check_thread(env: gymnasium.Env[Any, Any], deterministic: bool) -> None:
-    results: list[Trace | BaseException] = []
-
-    def work() -> None:
-        try:
-            results.append(play(env, mixed(0), 0))
-        except BaseException as error:
-            results.append(error)
-
-    here = play(env, mixed(0), 0)
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(timeout=120)
-    assert results, "an episode in a worker thread did not end within 120 s"
-    assert not isinstance(results[0], BaseException), f"an episode in a worker thread raised {results[0]!r}"
-    assert not deterministic or results[0] == here, "an episode in a worker thread differs from the main thread's"
+def _check_expert(subject: Subject) -> None:
+    oracle(subject)
+    for done in subject.solved:
+        for before, step in pairwise(done.trace):
+            is_shown = len(step.action or "") >= 8 and str(step.action) in before.observation
+            assert not is_shown, f"the expert's action stands in the observation (seed {done.seed})"
 
 
-def _returns(env: gymnasium.Env[Any, Any], policy: Policy, seeds: range) -> tuple[float, float]:
-    """Mean return and success rate."""
-    traces = [play(env, policy, seed) for seed in seeds]
-    total = sum(step[1] for trace in traces for step in trace[1:])
-    return total / len(traces), sum(json.loads(trace[-1][-1])["success"] for trace in traces) / len(traces)
+def _check_floor(subject: Subject) -> None:
+    rewards.floor(subject)
+    for name, played in subject.lazy.items():
+        solved = sum(done.ended["success"] for done in played) * (name in rewards.BLIND)
+        assert not solved, f"a policy that says nothing of the task ({name}) solves {solved} of {len(played)} episodes"
+        is_worse = not subject.solved or rewards.mean(played) < rewards.mean(subject.solved)
+        assert is_worse, f"the policy {name} earns as much as the expert"
 
 
-def _check_expert(env: gymnasium.Env[Any, Any], episodes: int, skipped: dict[str, str]) -> float | None:
-    kind = env.unwrapped.metadata.get("expert")
-    if kind is None:
-        skipped["expert"] = "metadata['expert'] is None"
-        return None
-
-    def act(env: gymnasium.Env[str, str], observation: str) -> str:
-        action = env.unwrapped.expert()  # pyright: ignore[reportAttributeAccessIssue]
-        assert isinstance(action, str), f"expert() returned {action!r} in mid-episode, expected a str"
-        assert len(action) < 8 or action not in observation, "the expert's action stands in the observation"
-        return action
-
-    mean, success = _returns(env, act, range(episodes))
-    if kind == "always":
-        assert success == 1.0 and mean >= 1.0 - 1e-9, f"expert() earns {mean:.3f} with {success:.0%} solved, not all"
-    return mean
-
-
-def _check_floor(env: gymnasium.Env[Any, Any], episodes: int, floor: float, expert: float | None) -> None:
-    rng = np.random.default_rng(11)
-    policies: dict[str, Policy] = {
-        "silent": lambda _, __: "",
-        "echoing": lambda _, observation: observation,
-        "injecting": lambda _, __: INJECTION,
-        "random": lambda _, __: " ".join(WORDS[i] for i in rng.integers(0, len(WORDS), size=8)),
-    }
-    for name, policy in policies.items():
-        mean, success = _returns(env, policy, range(episodes))
-        assert mean <= floor, f"the {name} policy earns {mean:.3f} on average, above the floor of {floor}"
-        assert name == "random" or success == 0.0, f"the {name} policy solves {success:.0%} of the episodes"
-        assert expert is None or mean < expert, f"the {name} policy ({mean:.3f}) is as good as the expert"
-
-
-def _check_split(env: gymnasium.Env[Any, Any], skipped: dict[str, str]) -> None:
+def _check_split(subject: Subject) -> None:
+    env = subject.env
     if env.spec is None or not hasattr(env.unwrapped, "split"):
-        skipped["split"] = "no spec, or no `split` argument"
-    elif getattr(env.unwrapped, "num_tasks", None) is not None:
-        skipped["split"] = "a finite source does its own splitting"
-    elif env.spec.kwargs.get("split") == "all":
-        skipped["split"] = "made with split='all'"
-    else:
-        ids = []
-        for split in ("train", "test"):
-            member = gymnasium.make(env.spec, split=split)
-            ids.append({member.reset(seed=seed)[1]["task_id"] for seed in range(100)})
-            member.close()
-        shared = ids[0] & ids[1]
-        assert not shared, f"task {min(shared)!r} is in both the train and the test split"
+        raise Skip("no spec, or no `split` argument")
+    if getattr(env.unwrapped, "num_tasks", None) is not None:
+        raise Skip("a finite source does its own splitting")
+    if env.spec.kwargs.get("split") == "all":
+        raise Skip("made with split='all'")
+    ids = []
+    for split in ("train", "test"):
+        member = subject.make(split=split)
+        ids.append({member.reset(seed=seed)[1]["task_id"] for seed in range(100)})
+        member.close()
+    shared = ids[0] & ids[1]
+    assert not shared, f"task {min(shared)!r} is in both the train and the test split"

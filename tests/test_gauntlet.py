@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gauntlet import __main__ as gauntlet
 from benchmarks.gauntlet import cases, run
 from benchmarks.gauntlet.cases import Case
 from tests.support.paths import ROOT
@@ -75,9 +76,26 @@ def test_the_cases_are_labelled_and_a_file_of_ones_own_adds_to_them(tmp_path: Pa
     own = tmp_path / "own.jsonl"
     own.write_text(json.dumps({"reply": "\\boxed{1}", "gold": "1", "right": True, "kind": "mine"}) + "\n")
     assert len(cases.load("math", own)) == len(cases.load("math")) + 1
-    own.write_text('{"reply": "x"}\n')
-    with pytest.raises(ValueError, match=r"own\.jsonl, line 1: a case has reply, right, kind and"):
-        cases.load("math", own)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"reply": "x"}', "a case has reply (text), right (true or false) and kind (text); write one case a line"),
+        ('{"reply": "x", "right": true, "kind": "mine"}', 'has a reference answer; add "gold"'),
+        ('["reply"]', "a case has reply (text)"),
+        ('{"reply": "x"', "not JSON (Expecting"),
+    ],
+)
+def test_a_malformed_line_of_ones_own_file_is_one_line_that_names_file_line_and_fix(
+    line: str, says: str, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps({"reply": "\\boxed{1}", "gold": "1", "right": True, "kind": "mine"}) + f"\n{line}\n")
+    with pytest.raises(SystemExit) as stopped:
+        gauntlet.main(["any:grader", "--data", str(own)])
+    told = str(stopped.value)
+    assert told.startswith(f"gauntlet: {own}, line 2: ") and says in told and "\n" not in told
 
 
 def test_the_command_runs_a_grader_of_ones_own(bad: str, tmp_path: Path) -> None:

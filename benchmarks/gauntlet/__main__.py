@@ -38,7 +38,10 @@ def main(argv: list[str] | None = None) -> int:
             chosen = {name: spec for name, spec in graders.GRADERS[task].items() if options.grader in (None, name)}
         if not chosen or (options.task and task != options.task):
             continue
-        tried = cases.load(task, options.data)[:: options.limit or 1]
+        try:
+            tried = cases.load(task, options.data)[:: options.limit or 1]
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"gauntlet: {error}") from None
         print(f"{task}: {len(tried)} cases, version {cases.VERSION}\n\n{run.HEADER}", flush=True)
         for name, spec in chosen.items():
             print(run.row(name, run.score(spec, tried, options.deadline)), flush=True)

@@ -46,13 +46,29 @@ def load(task: str, extra: Path | None = None) -> list[Case]:
     """
     found = []
     for path in (*FILES[task], *([extra] if extra else [])):
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-            row = json.loads(line)
+        for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
+            if not line.strip():
+                continue
+            row = _row(line, f"{path}, line {number}")
             if row.get("heavy"):  # fills disks, memory or process tables where there is no sandbox
                 continue
-            if not {"reply", "right", "kind"} <= set(row) or (task == "math" and "gold" not in row):
-                raise ValueError(f"{path}, line {number}: a case has reply, right, kind and, for mathematics, gold")
+            if task == "math" and not isinstance(row.get("gold"), str):
+                raise ValueError(
+                    f'{path}, line {number}: a case of mathematics has a reference answer; add "gold": "18"'
+                )
             label = "honest" if row["right"] else "hack" if row["kind"] in HACKS else "wrong"
             reference = row["gold"] if task == "math" else SUM
             found.append(Case(row["reply"] * row.get("times", 1), reference, label))
     return found
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    fix = 'write one case a line, {"reply": "…", "gold": "…", "right": true, "kind": "mine"}'
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error}); {fix}") from None
+    kinds = {"reply": str, "right": bool, "kind": str}
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), kind) for name, kind in kinds.items()):
+        raise ValueError(f"{where}: a case has reply (text), right (true or false) and kind (text); {fix}")
+    return row

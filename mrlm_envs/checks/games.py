@@ -32,18 +32,15 @@ class GameSide(gymnasium.Env[str, str]):
         self.game.step(action)
         return self._until_turn()
 
-    def expert(self) -> str | None:
-        """The game's own action for the agent."""
-        return self._expert(self.agent)
-
-    def _expert(self, agent: str) -> str | None:
+    def expert(self, agent: str | None = None) -> str | None:
+        """The game's own action, for this agent or another."""
         method = getattr(self.game.unwrapped, "expert", None)
-        return None if method is None else method(agent)
+        return None if method is None else method(agent or self.agent)
 
     def _until_turn(self) -> tuple[str, float, bool, bool, dict[str, Any]]:
         while (acting := self.game.agent_selection) != self.agent:
             _, _, terminated, truncated, _ = self.game.last()
-            self.game.step(None if terminated or truncated else self._expert(acting) or "")
+            self.game.step(None if terminated or truncated else self.expert(acting) or "")
         return self.game.last()
 
     def close(self) -> None:

@@ -4,18 +4,18 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 
+from mrlm_envs.checks import child
 from mrlm_envs.core import TextEnv
 
 Policy = Callable[[gymnasium.Env[str, str], str], str | None]
 """`(environment, observation) -> action`; None stops in mid-episode."""
-Trace = list[tuple[Any, ...]]
-"""The reset's `(observation, info)`, then each step's five values; `info` as JSON."""
 Inspect = Callable[[tuple[Any, ...], int, gymnasium.Env[Any, Any]], None]
+"""Called with a step's five values, the turn and the environment; raises AssertionError."""
 
 HOSTILE = (
     "",
@@ -40,6 +40,21 @@ WORDS = ("yes", "no", "left", "up", "search", "buy", "one", "two", "0", "1", "7"
 STEP_LIMIT = 10_000
 
 
+class Step(NamedTuple):
+    """What an action led to; the reset has no action and no reward. `info` is JSON."""
+
+    observation: str
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: str
+    action: str | None
+
+
+Trace = list[Step]
+"""An episode: the reset, then its steps."""
+
+
 class Crash(AssertionError):
     """An environment failed in mid-episode.
 
@@ -49,7 +64,7 @@ class Crash(AssertionError):
         action: The action to which it failed; None at reset.
     """
 
-    def __init__(self, message: str, seed: int | None, action: str | None = None) -> None:
+    def __init__(self, message: str, seed: int | None = None, action: str | None = None) -> None:
         super().__init__(message)
         self.seed, self.action = seed, action
 
@@ -75,87 +90,76 @@ def episode(
     limit: int = STEP_LIMIT,
     inspect: Inspect = inspect_step,
     options: dict[str, Any] | None = None,
-) -> Iterator[tuple[Any, ...]]:
-    """Play one episode, an entry of its `Trace` at a time.
+) -> Iterator[Step]:
+    """Play one episode, a step at a time.
 
     Args:
         env: Any environment of text.
         policy: Who acts.
         seed: The episode seed.
         limit: Steps within which it has to end.
-        inspect: Called with each step's five values, the turn and the environment; raises AssertionError.
+        inspect: What a step has to return.
         options: For `reset`.
 
     Raises:
         Crash: If the environment raises, says something other than text and numbers, or does not end.
     """
+    where, action = f"reset(seed={seed})", None
     try:
+        child.watch(seed, None)
         observation, info = env.reset(seed=seed, options=options)
         _inspect_told(observation, info)
-        told = as_json(info)
+        yield Step(observation, 0.0, False, False, as_json(info), None)
+        for turn in range(1, limit + 1):
+            where, action = f"seed {seed}, turn {turn}: expert()", None
+            if (action := policy(env, observation)) is None:
+                return
+            where = f"seed {seed}, turn {turn}: step({action[:60]!r})"
+            child.watch(seed, action)
+            values = env.step(action)
+            observation, reward, terminated, truncated, info = values
+            inspect(values, turn, env)
+            yield Step(observation, float(reward), bool(terminated), bool(truncated), as_json(info), action)
+            if terminated or truncated:
+                return
+        raise AssertionError(f"the episode has not ended after {limit} steps")
+    except AssertionError as error:
+        raise Crash(f"{where}: {error}", seed, action) from error
     except Exception as error:
-        raise Crash(f"reset(seed={seed}) raised {type(error).__name__}: {error}", seed) from error
-    yield observation, told
-    for turn in range(1, limit + 1):
-        try:
-            action = policy(env, observation)
-        except Exception as error:
-            raise Crash(f"seed {seed}, turn {turn}: expert() raised {type(error).__name__}: {error}", seed) from error
-        if action is None:
-            return
-        what = f"seed {seed}, turn {turn}: step({action[:60]!r})"
-        try:
-            step = env.step(action)
-            observation, reward, terminated, truncated, info = step
-            told = as_json(info)
-        except Exception as error:
-            why = f"raised {type(error).__name__}: {str(error)[:200]}; an action is never an error"
-            raise Crash(f"{what} {why}", seed, action) from error
-        try:
-            inspect(step, turn, env)
-        except AssertionError as error:
-            raise Crash(f"{what}: {error}", seed, action) from error
-        yield observation, float(reward), bool(terminated), bool(truncated), told
-        if terminated or truncated:
-            return
-    raise Crash(f"seed {seed}: the episode has not ended after {limit} steps", seed)
+        raise Crash(f"{where} raised {type(error).__name__}: {str(error)[:200]}", seed, action) from error
 
 
 @dataclass
 class Played:
-    """An episode as it was played: its seed, its actions, its trace."""
+    """An episode as it was played."""
 
     seed: int
-    actions: list[str]
     trace: Trace
+
+    @property
+    def actions(self) -> list[str]:
+        """What was said."""
+        return [step.action for step in self.trace if step.action is not None]
 
     @property
     def returned(self) -> float:
         """The sum of its rewards."""
-        return sum(step[1] for step in self.trace[1:])
+        return sum(step.reward for step in self.trace)
+
+    @property
+    def begun(self) -> dict[str, Any]:
+        """The `info` of its reset."""
+        return json.loads(self.trace[0].info)
+
+    @property
+    def ended(self) -> dict[str, Any]:
+        """The `info` of its last step."""
+        return json.loads(self.trace[-1].info)
 
     @property
     def task_id(self) -> str:
         """The environment's name of the task, or else the first observation."""
-        return str(json.loads(self.trace[0][1]).get("task_id", self.trace[0][0]))
-
-    @property
-    def last_action(self) -> str | None:
-        """What was said last, None if nothing was."""
-        return self.actions[-1] if self.actions else None
-
-
-def play(env: gymnasium.Env[Any, Any], policy: Policy, seed: int) -> Played:
-    """Play one episode, to its end or until the policy stops."""
-    actions: list[str] = []
-
-    def act(env: gymnasium.Env[str, str], observation: str) -> str | None:
-        action = policy(env, observation)
-        if action is not None:
-            actions.append(action)
-        return action
-
-    return Played(seed, actions, list(episode(env, act, seed)))
+        return str(self.begun.get("task_id", self.trace[0].observation))
 
 
 def as_json(info: dict[str, Any]) -> str:

@@ -1,16 +1,17 @@
 """Does the reward pay for the task, and for nothing else? oracle, floor, leakage, difficulty."""
 
 import contextlib
-import json
+import functools
 import math
 import re
 import statistics
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from mrlm_envs.checks.playing import SAID, WORDS, Played, Policy, Trace, expert, follow, play, say
+from mrlm_envs.checks.playing import SAID, WORDS, Played, Policy, expert, follow, say
 from mrlm_envs.checks.subject import Fail, Skip, Subject
 
 CONSTANTS = ("yes", "no", "true", "false", "A", "B", "C", "D", "0", "1", "2", "10")
@@ -24,94 +25,85 @@ BLIND: dict[str, Policy] = {
     "the observation in a box": lambda _, observation: f"\\boxed{{{observation}}}",
     **dict(zip(_NAMES, map(say, SAID))),
 }
-_UNTOLD = ("task_id", "seed", "turn", "role", "rewards")  # names of things, not hints
+_UNTOLD = ("seed", "turn", "role", "rewards")  # names of things, not hints
 _TOKEN = re.compile(r"[^\s,;:!?\"'`<>()\[\]{}=]+")
+_PART = re.compile(r"-?\w+")  # of an id, such as 3-9/sum/12
 _MARKED = re.compile(r"\\boxed\{(.+)\}|<answer>(.+)</answer>|```\w*\n(.+?)\n?```", re.DOTALL)
 _ENDS = 1_000  # tokens read from each end of a text
 _TRIED = 200  # of what differs between seeds, the nearest to an end first
 _LONG = 8  # characters of an answer that stands nowhere by chance
+_ID = "info['task_id']"
+Place = tuple[str, int | None]
+"""Where a text stands: whole, or its token from the start or, negative, from the end."""
 
 
 def leakage(subject: Subject) -> str:
     """Is the answer shown before the end: in an observation, in info, in tool schemas, in the rendered text?"""
-    modes = (subject.env.unwrapped.metadata or {}).get("render_modes", ())
-    try:
-        env = subject.make(render_mode="ansi") if "ansi" in modes else subject.make()
-    except TypeError:  # it names a mode that it does not take
-        env = subject.make()
+    env = subject.make()
+    with contextlib.suppress(TypeError, ValueError, gymnasium.error.Error):  # it may take no such mode
+        env = subject.make(render_mode="ansi")
     if subject.expert:
         _find_solution(subject, env)
-    _find_copied(subject, env)
+    for before in ([], ["abc"]):
+        _find_copied(subject, env, before)
     late = "; its time was up before all was tried" if subject.is_late else ""
     return f"what stands in observations, info, tools and rendered text earns nothing when it is copied{late}"
 
 
-def _find_copied(subject: Subject, env: gymnasium.Env[str, str]) -> None:
+def _find_copied(subject: Subject, env: gymnasium.Env[str, str], before: Sequence[str]) -> None:
     """Raise for a place whose content earns the reward when it is copied, and earns less in another episode."""
     maximum = subject.limits.maximum
-    for before in ([], ["abc"]):
-        shown, *others = (_parts(env, seed, before) for seed in range(8))
-        varied = [part for part in shown if any(other.get(part) != shown[part] for other in others)]
-        candidates = set(sorted(varied, key=lambda part: abs(part[1] or 0))[:_TRIED])
-        for seed in subject.seeds(16):
-            parts = _parts(env, seed, before)
-            paid = set()
-            for value in dict.fromkeys(text for place, text in parts.items() if place in candidates):  # each text once
-                if seed == 0 and subject.is_late:
-                    break  # no time to try more
-                if _pay(env, seed, before, value)[0] >= maximum / 2:
-                    paid.add(value)
-            candidates = {place for place in candidates if parts.get(place) in paid}
-        for place in sorted(candidates, key=str):
-            texts = [_parts(env, seed, before).get(place, "") for seed in range(5)]
-            own, others = (
-                statistics.fmean(_pay(env, seed, before, texts[seed - shift])[0] for seed in range(5))
-                for shift in (0, 1)
-            )
-            if own - others > maximum / 4:
-                after = " after a wrong action" if before else ""
-                raise Fail(f"{place[0]}{after} shows the answer", 0, _pay(env, 0, before, texts[0])[1])
+
+    @functools.cache
+    def parts(seed: int) -> dict[Place, str]:
+        return _parts(env, subject.play(follow(before), seed, env))
+
+    @functools.cache
+    def pay(seed: int, text: str) -> tuple[float, str]:
+        """What it earns in the form in which it earns most."""
+        paid = []
+        for action in (form.format(text) for form in FORMS):
+            trace = subject.play(follow([*before, action]), seed, env).trace
+            paid.append((trace[-1].reward if len(trace) == len(before) + 2 else 0.0, action))
+        return max(paid)
+
+    varied = [place for place, text in parts(0).items() if any(parts(seed).get(place) != text for seed in range(1, 8))]
+    found = sorted(varied, key=lambda place: abs(place[1] or 0))[:_TRIED]
+    for seed in subject.seeds(16):
+        texts = {place: parts(seed).get(place, "") for place in found}
+        # what there is no time to try is not found
+        found = [
+            place
+            for place, text in texts.items()
+            if (seed > 0 or not subject.is_late) and pay(seed, text)[0] >= maximum / 2
+        ]
+    for place in sorted(found, key=str):
+        own, others = (
+            statistics.fmean(pay(seed, parts(abs(seed - shift)).get(place, ""))[0] for seed in range(5))
+            for shift in (0, 1)
+        )
+        if own - others > maximum / 4:
+            after = " after a wrong action" if before else ""
+            raise Fail(f"{place[0]}{after} shows the answer", 0, pay(0, parts(0)[place])[1])
 
 
-def _pay(env: gymnasium.Env[str, str], seed: int, before: list[str], value: str) -> tuple[float, str]:
-    """What a text earns that is said after some actions, and in which form it earns most."""
-    paid = []
-    for action in (form.format(value) for form in FORMS):
-        trace = play(env, follow([*before, action]), seed).trace
-        paid.append((trace[-1][1] if len(trace) == len(before) + 2 else 0.0, action))
-    return max(paid)
-
-
-def _parts(env: gymnasium.Env[str, str], seed: int, before: list[str]) -> dict[tuple[str, int | None], str]:
-    """Each text shown after some actions, whole and by its first and last tokens."""
-    trace = play(env, follow(before), seed).trace
-    if len(trace) > 1 and (trace[-1][2] or trace[-1][3]):
+def _parts(env: gymnasium.Env[str, str], done: Played) -> dict[Place, str]:
+    """Each text that an unfinished episode shows last, whole and by its first and last tokens."""
+    if done.trace[-1].terminated or done.trace[-1].truncated:
         return {}
-    parts: dict[tuple[str, int | None], str] = {}
-    for place, text in _shown(env, trace).items():
+    parts: dict[Place, str] = {}
+    for place, text in _shown(env, done).items():
         parts[place, None] = text.strip()
-        tokens = [token.strip(".") for token in _TOKEN.findall(text)]
+        tokens = _PART.findall(text) if place == _ID else [token.strip(".") for token in _TOKEN.findall(text)]
         for i in range(min(_ENDS, len(tokens))):
             parts[place, i], parts[place, -1 - i] = tokens[i], tokens[-1 - i]
     return parts
 
 
-def _shown(env: gymnasium.Env[str, str], trace: Trace) -> dict[str, str]:
-    """What the end of a trace shows, place to text: info (tools among it), the observation, the rendered rest."""
-    shown: dict[str, str] = {}
-    observation, info = trace[-1][0], json.loads(trace[-1][-1])
-
-    def walk(value: Any, path: str) -> None:
-        if isinstance(value, dict):
-            for key, item in value.items():
-                walk(item, f"{path}[{key!r}]")
-        elif isinstance(value, list):
-            for i, item in enumerate(value):
-                walk(item, f"{path}[{i}]")
-        elif isinstance(value, str | int | float) and not isinstance(value, bool):
-            shown[path] = str(value)
-
-    walk({key: value for key, value in info.items() if key not in _UNTOLD}, "info")
+def _shown(env: gymnasium.Env[str, str], done: Played) -> dict[str, str]:
+    """What the end of an episode shows, place to text: info (tools among it), the observation, the rendered rest."""
+    observation = done.trace[-1].observation
+    shown = dict(_leaves({key: value for key, value in done.ended.items() if key not in _UNTOLD}, "info"))
     shown["the observation"] = observation
     with contextlib.suppress(NotImplementedError):
         if isinstance(rendered := env.render(), str):
@@ -119,15 +111,23 @@ def _shown(env: gymnasium.Env[str, str], trace: Trace) -> dict[str, str]:
     return shown
 
 
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(item, f"{path}[{key!r}]")
+    elif isinstance(value, str | int | float) and not isinstance(value, bool):
+        yield path, str(value)
+
+
 def _find_solution(subject: Subject, env: gymnasium.Env[str, str]) -> None:
     """Raise for a place that holds the expert's answer in each of several episodes, and not that of another."""
     looks = []
     for seed in subject.seeds(8):
-        trace = play(env, follow([]), seed).trace
-        action = expert(env, trace[0][0]) or ""
+        done = subject.play(follow([]), seed, env)
+        action = expert(env, "") or ""
         marked = _MARKED.search(action)
         answer = next(filter(None, marked.groups())) if marked else action
-        looks.append((_shown(env, trace), answer.strip()))
+        looks.append((_shown(env, done), answer.strip()))
     for place in looks[0][0]:
         texts, answers = zip(*((shown.get(place, ""), answer) for shown, answer in looks))
         own = all(len(answer) >= _LONG and answer in text for text, answer in zip(texts, answers))
@@ -137,12 +137,11 @@ def _find_solution(subject: Subject, env: gymnasium.Env[str, str]) -> None:
 
 def floor(subject: Subject) -> str:
     """The best policy that does not solve tasks, and what it earns."""
-    leaked, limit = subject.line("leakage").status == "fail", subject.limits.floor
-    rows = []
+    limit, rows = subject.limits.floor, []
     for name, policy in {**BLIND, **_guesses(subject)}.items():
-        if leaked and name in COPYING:
+        if subject.status("leakage") == "fail" and name in COPYING:
             continue  # it would earn by the leak
-        played = [play(subject.env, policy, seed) for seed in subject.seeds(2 * subject.limits.episodes, 1_000)]
+        played = [subject.play(policy, seed) for seed in subject.seeds(2 * subject.limits.episodes, 1_000)]
         subject.lazy[name] = played
         by_task = {done.task_id: done.returned for done in played}
         mean = statistics.fmean(by_task.values())
@@ -151,7 +150,7 @@ def floor(subject: Subject) -> str:
         # more than chance explains; and a guess may be the answer of a task or two
         is_paid = mean - 1.96 * error > limit and (hits >= 3 or name in BLIND)
         best = max(played, key=lambda done: done.returned)
-        rows.append((is_paid, mean, name, best.seed, best.last_action))
+        rows.append((is_paid, mean, name, best.seed, best.actions[-1]))
     is_paid, mean, name, seed, action = max(rows)
     evidence = (
         f"the best policy that does not solve tasks ({name}) earns {mean:.3f} in the mean; the limit is {limit:g}"
@@ -173,7 +172,7 @@ def _guesses(subject: Subject) -> dict[str, Policy]:
     for text in sorted(constants):
         if subject.is_late and means:
             break
-        played = [play(subject.env, say(text), seed) for seed in range(600, 608)]
+        played = [subject.play(say(text), seed) for seed in range(600, 608)]
         means[text] = statistics.fmean({done.task_id: done.returned for done in played}.values())
     constant = max(means, key=lambda text: means[text])
     return {
@@ -188,18 +187,17 @@ def oracle(subject: Subject) -> str:
     if subject.expert is None:
         outside = "cannot be known from outside: an expert is never served"
         raise Skip(outside if subject.is_remote else "the environment has no expert")
-    played = subject.solved = [play(subject.env, expert, seed) for seed in subject.seeds(subject.limits.episodes)]
-    mean, worst = _mean(played), min(played, key=lambda done: done.returned)
-    evidence = f"the expert earns {mean:.3f} in the mean of {len(played)} episodes, {worst.returned:.3f} at least"
+    played = subject.solved = [subject.play(expert, seed) for seed in subject.seeds(subject.limits.episodes)]
+    average, worst = mean(played), min(played, key=lambda done: (done.ended.get("success", True), done.returned))
+    least = min(done.returned for done in played)
+    evidence = f"the expert earns {average:.3f} in the mean of {len(played)} episodes, {least:.3f} at least"
     if subject.expert != "always":
         return f"{evidence}; it is declared {subject.expert}: it need not earn {maximum:g}"
-    is_told = [json.loads(done.trace[-1][-1]).get("success", True) for done in played]
-    if worst.returned >= maximum - 1e-9 and all(is_told):
+    if least >= maximum - 1e-9 and worst.ended.get("success", True):
         return evidence
-    short = worst if all(is_told) else played[is_told.index(False)]
-    if subject.line("floor").status == "fail" and mean < max(map(_mean, subject.lazy.values())):
+    if subject.status("floor") == "fail" and average < max(map(mean, subject.lazy.values())):
         raise Skip(f"{evidence}, but the reward pays others more (see floor): fix that first")
-    raise Fail(f"{evidence}, not {maximum:g}", short.seed, short.last_action)
+    raise Fail(f"{evidence}, not {maximum:g}", worst.seed, (worst.actions or [None])[-1])
 
 
 def difficulty(subject: Subject) -> str:
@@ -214,11 +212,11 @@ def difficulty(subject: Subject) -> str:
         for kind in set(map(_kind, played)):
             among = [done for done in played if _kind(done) == kind]
             if 4 <= len(among) < len(played):
-                floors.append((_mean(among), kind, who))
+                floors.append((mean(among), kind, who))
     if floors:
-        mean, kind, who = max(floors)
-        facts.append(f"of {len({row[1] for row in floors})} kinds {kind!r} is the cheapest: {who} earns {mean:.3f}")
-        if mean > subject.limits.kind_floor and subject.passed("floor"):
+        best, kind, who = max(floors)
+        facts.append(f"of {len({row[1] for row in floors})} kinds {kind!r} is the cheapest: {who} earns {best:.3f}")
+        if best > subject.limits.kind_floor and subject.status("floor") == "pass":
             raise Fail(f"{facts[-1]}, above {subject.limits.kind_floor:g}")
     if not facts:
         raise Skip("no expert and no kinds of tasks to compare")
@@ -228,8 +226,9 @@ def difficulty(subject: Subject) -> str:
 def _kind(done: Played) -> str:
     """`info["kind"]`, or the word with which the task's id begins (`addition/17+25`)."""
     head = re.match(r"[A-Za-z_]+(?=[:/])", done.task_id)
-    return str(json.loads(done.trace[0][1]).get("kind") or (head.group() if head else ""))
+    return str(done.begun.get("kind") or (head.group() if head else ""))
 
 
-def _mean(played: list[Played]) -> float:
+def mean(played: Sequence[Played]) -> float:
+    """The mean return of episodes."""
     return statistics.fmean(done.returned for done in played)

@@ -1,16 +1,26 @@
 """What is checked: an environment by its id, the thresholds, and what the checks before have found."""
 
 import importlib
-import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import gymnasium
 
-from mrlm_envs.checks.playing import Played, Policy, expert, expert_kind, follow, mixed, play
+from mrlm_envs.checks import child
+from mrlm_envs.checks.playing import (
+    Inspect,
+    Played,
+    Policy,
+    episode,
+    expert,
+    expert_kind,
+    follow,
+    inspect_step,
+    mixed,
+)
 
 OPENENV = "openenv:"
 
@@ -25,6 +35,7 @@ class Limits:
         tasks: Distinct tasks that a split must have.
         maximum: The return of a solved episode.
         step_s: Seconds that a reset or a step may take, in the mean.
+        hang_s: Seconds after which a reset or a step counts as hung.
         memory_mb: MiB by which an episode may make the process grow, in the mean.
         episodes: Seeds tried for each question.
         seconds: Seconds after which a check takes no further seeds.
@@ -35,6 +46,7 @@ class Limits:
     tasks: int = 100
     maximum: float = 1.0
     step_s: float = 1.0
+    hang_s: float = 60.0
     memory_mb: float = 1.0
     episodes: int = 32
     seconds: float = 6.0
@@ -46,14 +58,14 @@ class Fail(Exception):
     status = "fail"
 
 
-class Unknown(ValueError):
-    """There is no such environment."""
-
-
 class Skip(Exception):
     """A check cannot be made, or does not apply. Its argument says why."""
 
     status = "skip"
+
+
+class Unknown(ValueError):
+    """There is no such environment."""
 
 
 class Task(NamedTuple):
@@ -61,7 +73,7 @@ class Task(NamedTuple):
 
     Attributes:
         id: `info["task_id"]`.
-        text: The first observation.
+        text: The first observation, and those that the expert's actions lead to.
         solution: All that the expert does.
     """
 
@@ -98,6 +110,8 @@ class Subject:
             `openenv:ADDRESS`.
         kwargs: Its arguments.
         limits: The thresholds.
+        given: The environment itself, instead of one made from its id.
+        inspect: What each step has to return.
 
     Attributes:
         env: An instance to play on.
@@ -112,6 +126,8 @@ class Subject:
     env_id: str
     kwargs: dict[str, Any]
     limits: Limits
+    given: gymnasium.Env[str, str] | None = None
+    inspect: Inspect = inspect_step
     found: dict[str, Check] = field(default_factory=dict)
     episodes: list[Played] = field(default_factory=list)
     interference: Fail | None = None
@@ -120,14 +136,14 @@ class Subject:
     deadline: float = 0.0
 
     def __post_init__(self) -> None:
-        self.env = self.make()
+        self.env = self.given or self.make()
 
     @cached_property
     def expert(self) -> str | None:
         """ "always", "honest" or None, as `playing.expert_kind`; None too where `expert()` has nothing to say."""
         said: list[str | None] = []
         if kind := expert_kind(self.env):
-            play(self.env, lambda env, observation: said.append(expert(env, observation)), 0)
+            self.play(lambda env, observation: said.append(expert(env, observation)), 0)
         return kind if said and said[0] is not None else None
 
     @property
@@ -141,8 +157,20 @@ class Subject:
         return self.is_remote or bool((self.env.unwrapped.metadata or {}).get("deterministic", True))
 
     def make(self, **more: Any) -> gymnasium.Env[str, str]:
-        """A fresh instance, with further arguments."""
+        """A fresh instance, with further arguments; of an environment without a spec the one that was given."""
+        if self.given is not None:
+            return self.given if self.given.spec is None else gymnasium.make(self.given.spec, **more)
         return make(self.env_id, {**self.kwargs, **more})
+
+    def play(self, policy: Policy, seed: int, env: gymnasium.Env[str, str] | None = None) -> Played:
+        """An episode, to its end or until the policy stops."""
+        return Played(seed, list(episode(env or self.env, policy, seed, inspect=self.inspect)))
+
+    def elsewhere(self, episodes: Sequence[Played], hash_seed: int = 1) -> list[Any]:
+        """The traces of episodes in a fresh process; the last is text if that process was lost."""
+        jobs = [(done.seed, done.actions) for done in episodes]
+        told, lost = child.run(self.env_id, self.kwargs, asdict(self.limits), episodes=jobs, hash_seed=hash_seed)
+        return told[1:] + ([lost[0]] if lost else [] if told else ["it cannot be made there"])
 
     def start(self) -> None:
         """Start the clock of a check."""
@@ -162,21 +190,17 @@ class Subject:
 
     def task(self, env: gymnasium.Env[str, str], seed: int) -> Task:
         """The task of a seed."""
-        done = play(env, expert if self.expert else follow([]), seed)
-        observation, info = done.trace[0]
-        return Task(str(json.loads(info).get("task_id", "")), observation, "\n".join(done.actions))
+        done = self.play(expert if self.expert else follow([]), seed, env)
+        told = "\n".join(step.observation for step in done.trace)
+        return Task(str(done.begun.get("task_id", "")), told, "\n".join(done.actions))
 
     def policy(self, seed: int) -> Policy:
         """The expert on even seeds, where there is one, and a policy of odd words on the others."""
         return expert if self.expert and seed % 2 == 0 else mixed(seed)
 
-    def line(self, name: str) -> Check:
-        """The line of an earlier check; skipped if it crashed."""
-        return self.found.get(name) or Check(name, "skip", "")
-
-    def passed(self, name: str) -> bool:
-        """Whether an earlier check passed."""
-        return self.line(name).status == "pass"
+    def status(self, name: str) -> str:
+        """Of an earlier check: "pass", "fail" or "skip"; "skip" if it crashed."""
+        return self.found[name].status if name in self.found else "skip"
 
 
 def make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env[str, str]:

@@ -17,12 +17,13 @@ and turns are redrawn. `state_key()` is the state; `cost_to_go()` is the length 
 planner gives up after 2,000 states in which it had a choice. No position is lost. Resets are quick up to some 40
 blocks; with 60 most tasks are beyond the planner, and drawing one that is not takes very long.
 
-Parameters: `preset`, "blocksworld_text" (three blocks in sentences; the default), "blocksworld_1d" (a list: what each
-block stands on) or "blocksworld_2d_sparse" (the stacks drawn side by side); `blocks` and `view` ("text", "1d",
+Parameters: `preset`, "blocksworld_4_text" (four blocks in sentences; the default), "blocksworld_text" (three blocks,
+which make fewer than 100 test tasks), "blocksworld_1d" (a list: what each of three blocks stands on) or
+"blocksworld_2d_sparse" (the stacks drawn side by side); `blocks` and `view` ("text", "1d",
 "2d_sparse") override it. `reward`, `max_actions_per_turn` (5), `max_actions` (20), `format_penalty`, `separator` and
 `compact` are those of `mrlm_envs.actions.Actions`; a move is also read as `2>0`, which is how the expert writes it when
 `compact`. `max_turns` (11), `split`, `max_length`, `system_prompt` and `render_mode` are those of every environment.
-The presets, views, budgets and the "grl" reward are GRL's (lmgame-org).
+The other presets, the views, budgets and the "grl" reward are GRL's (lmgame-org).
 
 Version history: v0, first release.
 """
@@ -38,6 +39,7 @@ from mrlm_envs.tasks import check_choice
 from mrlm_envs.vector import TextVectorEnv
 
 PRESETS: dict[str, dict[str, Any]] = {
+    "blocksworld_4_text": {"blocks": 4, "view": "text"},
     "blocksworld_text": {"blocks": 3, "view": "text"},
     "blocksworld_1d": {"blocks": 3, "view": "1d"},
     "blocksworld_2d_sparse": {"blocks": 3, "view": "2d_sparse"},
@@ -70,7 +72,7 @@ class BlocksworldEnv(TextEnv):
 
     def __init__(
         self,
-        preset: str = "blocksworld_text",
+        preset: str = "blocksworld_4_text",
         blocks: int | None = None,
         view: str | None = None,
         reward: str = "success",

@@ -16,7 +16,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -141,17 +141,17 @@ def _evaluate(config: RunConfig, model: str, problems: int) -> dict[str, Any]:
 
 def randomly(episodes: list[Episode], rng: np.random.Generator) -> None:
     """Rewards of 0 and 1 by the toss of a coin, at the end of each episode."""
-    for episode in episodes:
-        if episode.turn_rewards:
-            episode.turn_rewards = [0.0] * (len(episode.turn_rewards) - 1) + [float(rng.integers(2))]
+    _pay(episodes, rng.integers(2, size=len(episodes)))
 
 
 def shuffled(episodes: list[Episode], rng: np.random.Generator) -> None:
     """The batch's returns permuted over its episodes, each at the end of its episode."""
-    played = [episode for episode in episodes if episode.turn_rewards]
-    returns = [episode.reward for episode in played]
-    for episode, other in zip(played, rng.permutation(len(played))):
-        episode.turn_rewards = [0.0] * (len(episode.turn_rewards) - 1) + [returns[other]]
+    _pay(episodes, rng.permutation([episode.reward for episode in episodes]))
+
+
+def _pay(episodes: list[Episode], returns: Iterable[float]) -> None:
+    for episode, paid in zip(episodes, returns):
+        episode.turn_rewards = [0.0] * (len(episode.turn_rewards) - 1) + [float(paid)]
 
 
 @contextmanager
@@ -161,7 +161,8 @@ def rewards(change: Callable[[list[Episode], np.random.Generator], None]) -> Ite
 
     def changed(self: GRPOTrainer, rows: list[dict[str, Any]]) -> list[Episode]:
         episodes = collect(self, rows)
-        change(episodes, np.random.default_rng([self.args.seed, self.state.global_step]))
+        played = [episode for episode in episodes if episode.turn_rewards]
+        change(played, np.random.default_rng([self.args.seed, self.state.global_step]))
         return episodes
 
     GRPOTrainer.collect = changed

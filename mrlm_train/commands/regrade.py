@@ -5,11 +5,11 @@ rewards, the verdict or the observations differ. The stored episodes are never c
 """
 
 import dataclasses
-import json
 from collections import Counter
+from itertools import zip_longest
 from typing import Any
 
-from mrlm_envs.checks.playing import Crash, Trace, episode, follow
+from mrlm_envs.checks.playing import Crash, Played, episode, follow
 from mrlm_train.episodes.record import Episode, read
 from mrlm_train.rollout.environments import EnvEntry
 from mrlm_train.rollout.pool import fit
@@ -34,14 +34,13 @@ def run(path: str, env_id: str | None = None, kwargs: dict[str, Any] | None = No
         if stored.agent is not None or not stored.valid:
             counts["left out (an agent of a game, or invalid)"] += 1
             continue
-        env = envs.setdefault(f"{entry.id} {entry.kwargs}", None) or entry.build()
-        envs[f"{entry.id} {entry.kwargs}"] = env
-        found = judge(env, stored)
-        counts["replayed"] += 1
-        counts.update(list(found))
+        key = f"{entry.id} {entry.kwargs}"
+        if key not in envs:
+            envs[key] = entry.build()
+        found = judge(envs[key], stored)
+        counts.update(["replayed", *found])
         if found:
-            changes = "; ".join(found.values())
-            print(f"row {number}, {stored.env_id} seed {stored.seed}: {changes}")
+            print(f"row {number}, {stored.env_id} seed {stored.seed}: {'; '.join(found.values())}")
     for env in envs.values():
         env.close()
     print(", ".join(f"{count} {name}" for name, count in counts.items()) or "no episodes")
@@ -54,19 +53,19 @@ def judge(env: Any, stored: Episode) -> dict[str, str]:
     told = [message["content"] for message in stored.messages if message["role"] not in ("assistant", "system")]
     policy = follow(fit(env.action_space, action) for action in actions)
     try:
-        trace: Trace = list(episode(env, policy, stored.seed, options=stored.options or None))
+        played = Played(stored.seed, list(episode(env, policy, stored.seed, options=stored.options or None)))
     except Crash as crash:
         return {"failed": str(crash)}
     found: dict[str, str] = {}
-    success = json.loads(trace[-1][-1]).get("success") if len(trace) > 1 else None
+    success = played.ended.get("success")
     if stored.success is not None and success is not None and success != stored.success:
         found["flipped"] = f"success {stored.success} is now {success}"
-    rewards = [step[1] for step in trace[1:]]
+    rewards = [step.reward for step in played.trace[1:]]
     if [round(reward, 9) for reward in rewards] != [round(reward, 9) for reward in stored.turn_rewards]:
         found["changed in reward"] = f"rewards {stored.turn_rewards} are now {rewards}"
-    heard = [step[0] for step in trace]
-    if heard != told:
-        turn = next((i for i, (old, new) in enumerate(zip(told, heard)) if old != new), min(len(told), len(heard)))
-        old, new = (texts[turn] if turn < len(texts) else "the end" for texts in (told, heard))
-        found["diverged"] = f"observation {turn} was {old[:80]!r} and is {new[:80]!r}"
+    heard = [step.observation for step in played.trace]
+    for turn, (old, new) in enumerate(zip_longest(told, heard, fillvalue="the end")):
+        if old != new:
+            found["diverged"] = f"observation {turn} was {old[:80]!r} and is {new[:80]!r}"
+            break
     return found

@@ -54,6 +54,13 @@ class LeaksInInfo(Sum):
         return opening
 
 
+class LeaksInTheTaskId(Sum):
+    def begin(self, options):
+        opening = super().begin(options)
+        opening.task_id += f"/{self.answer}"
+        return opening
+
+
 class LeaksInTheObservation(Sum):
     def begin(self, options):
         opening = super().begin(options)
@@ -322,6 +329,11 @@ class PlainLeakInAnArray(PlainSum):
         return {"target": np.array([self.a + self.b])}
 
 
+class PlainLeakInTheTaskId(PlainSum):
+    def info(self):
+        return {"task_id": f"sum/{self.a}+{self.b}={self.a + self.b}"}
+
+
 class PlainLeakAmongManyWords(PlainSum):
     def reset(self, *, seed=None, options=None):
         text, info = super().reset(seed=seed)
@@ -437,6 +449,20 @@ class Hangs(PlainSum):
         return super().pays(action)
 
 
+class HangsWithTheLock(PlainSum):
+    def pays(self, action):
+        if action == "73915":
+            re.match(r"(a+)+$", "a" * 60 + "b")  # seconds become years, and no other thread runs
+        return super().pays(action)
+
+
+class HangsOnSomethingUnlisted(PlainSum):
+    def pays(self, action):
+        while action == "#### yes":  # a guess of the floor, no text of the faults
+            time.sleep(0.1)
+        return super().pays(action)
+
+
 class PlainUnpicklable(PlainSum):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -469,7 +495,7 @@ FOUND_BY: dict[str | None, tuple[type[gymnasium.Env[str, str]], ...]] = {
     "leakage": (
         *(LeaksInInfo, LeaksInTheObservation, LeaksInATool, LeaksInFeedback, LeaksInTheRendering),
         *(PlainLeakInInfo, PlainLeakInTheObservation, PlainLeakInTheRendering),
-        *(PlainLeakInAnArray, PlainLeakAmongManyWords),
+        *(PlainLeakInAnArray, PlainLeakAmongManyWords, LeaksInTheTaskId, PlainLeakInTheTaskId),
     ),
     "determinism": (
         *(DrawsFromTheGlobalGenerator, SeedsTheGlobalGenerator, DrawsFromNumpysGenerator, IgnoresTheSeed),

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import gymnasium
 import pytest
 
-from mrlm_envs.checks import NAMES, Limits, card, robustness
+from mrlm_envs.checks import NAMES, Card, Limits, card
 from tests.envs.checks.planted import PLANTED, IsSlow, Sum
 
 QUICK: dict[str, Any] = {"seconds": 1.0}
@@ -27,12 +27,17 @@ def test_a_game_is_checked_as_its_first_agent_against_its_own_expert() -> None:
     assert "it is declared honest" in found.checks[0].evidence
 
 
-def test_a_step_that_hangs_costs_its_own_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(robustness, "DEADLINE", 15.0)
-    found = card("tests.envs.checks.planted:Hangs", limits=Limits(**QUICK))
-    assert found.failed == ["faults"], found.text()
-    assert "no answer within 15 s" in found.checks[-1].evidence and found.checks[-1].action == "73915"
-    assert {check.status for check in found.checks[:-1]} == {"skip"}
+@pytest.mark.parametrize("planted", ["Hangs", "HangsWithTheLock", "HangsOnSomethingUnlisted"])
+def test_a_step_that_hangs_costs_its_own_process_alone(planted: str) -> None:
+    found = {check.name: check for check in _hung(planted).checks}
+    assert found["faults"].status == "fail" and "no answer within 5 s" in found["faults"].evidence
+    assert found["faults"].action == {"HangsOnSomethingUnlisted": "#### yes"}.get(planted, "73915")
+    if planted != "HangsOnSomethingUnlisted":
+        assert {check.status for name, check in found.items() if name != "faults"} == {"skip"}
+
+
+def _hung(planted: str) -> Card:
+    return card(f"tests.envs.checks.planted:{planted}", limits=Limits(**QUICK, hang_s=5.0))
 
 
 def test_an_environment_that_declares_chance_is_not_asked_to_replay() -> None:

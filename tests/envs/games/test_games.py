@@ -13,8 +13,8 @@ from tests.support.serving import running
 
 PRESETS = {
     "mrlm/Sokoban-v0": ("simple_sokoban", "large_sokoban"),
-    "mrlm/Tetris-v0": ("tetris_type_1_dim_4", "tetris_type_2_dim_4", "tetris_type_2_dim_3"),
-    "mrlm/Blocksworld-v0": ("blocksworld_text", "blocksworld_1d", "blocksworld_2d_sparse"),
+    "mrlm/Tetris-v0": ("tetris_4x5", "tetris_type_1_dim_4", "tetris_type_2_dim_4", "tetris_type_2_dim_3"),
+    "mrlm/Blocksworld-v0": ("blocksworld_4_text", "blocksworld_text", "blocksworld_1d", "blocksworld_2d_sparse"),
 }
 EVERY_PRESET = [(env_id, preset) for env_id, presets in PRESETS.items() for preset in presets]
 EVERY_GAME = [(env_id, {"preset": preset}) for env_id, preset in EVERY_PRESET] + [

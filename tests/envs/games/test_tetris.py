@@ -84,8 +84,19 @@ def test_tasks_that_cannot_be_solved_are_not_issued():
 
 
 def test_a_task_that_needs_more_actions_than_there_are_is_not_issued():
-    env = TetrisEnv(max_actions=12, split="all")
+    env = TetrisEnv(preset="tetris_type_1_dim_4", max_actions=12, split="all")
     assert all(env.reset(seed=seed) and env.cost_to_go() <= 12 for seed in range(40))
+
+
+def test_a_task_id_names_only_pieces_that_come():
+    env = TetrisEnv(preset="tetris_type_2_dim_4", split="all")
+    for seed in range(50):
+        _, info = env.reset(seed=seed)
+        position, came = env.position, set()
+        for move in solve(env.game, position)[0]:
+            came.add(position.number)
+            position, _ = env.game.after(position, move)
+        assert len(came) == len(info["task_id"].partition(": ")[2].split())
 
 
 def test_the_sequence_of_pieces_begins_again():
