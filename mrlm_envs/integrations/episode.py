@@ -86,12 +86,11 @@ class Episode:
         self.env = self._make()
         self._envs = {False: self.env}
         self.system_prompt: str = getattr(self.env.unwrapped, "system_prompt", "")
-        self._clear()
+        self._begin()
 
-    def _clear(self) -> None:
+    def _begin(self) -> None:
         self.is_over, self.is_valid, self.success = True, True, None
-        self.rewards: list[float] = []
-        self.tools: list[Any] = []
+        self.rewards, self.tools = list[float](), list[Any]()
 
     def reset(
         self, seed: int | None = None, options: Options | None = None, evaluation: bool = False
@@ -101,7 +100,7 @@ class Episode:
             split = {"split": "test"} if isinstance(self.env.unwrapped, TextEnv) else {}
             self._envs[evaluation] = self._make(**split)
         self.env = self._envs[evaluation]
-        self._clear()
+        self._begin()
         observation, info = self.env.reset(seed=seed, options=options)
         self.is_over, self.tools = False, info.get("tools") or []
         return observation, info

@@ -33,7 +33,7 @@ def write_log(episodes: Iterable[Row], path: str | os.PathLike[str], model: str 
 
     Raises:
         ModuleNotFoundError: inspect-ai is not installed.
-        ValueError: There are no episodes, or the path has another ending.
+        ValueError: There are no episodes, one has no `env_id`, or the path has another ending.
     """
     require("inspect-ai")
     from inspect_ai.log import EvalLog, write_eval_log
@@ -41,6 +41,8 @@ def write_log(episodes: Iterable[Row], path: str | os.PathLike[str], model: str 
     rows = list(episodes)
     if not rows:
         raise ValueError("there are no episodes to export")
+    if without := [number for number, row in enumerate(rows, start=1) if "env_id" not in row]:
+        raise ValueError(f"episode {without[0]}: field 'env_id' is missing (found: {', '.join(rows[without[0] - 1])})")
     if not str(path).endswith((".eval", ".json")):
         raise ValueError(f"path {path}: an Inspect log ends in .eval or .json")
     model = model or str(rows[0].get("policy") or "policy")

@@ -86,6 +86,7 @@ class Spec:
         The seed makes the members of a group draw one task. It is also in the prompt's messages, as `rollout_func`
         sees nothing but prompts.
         """
+        require("trl")
         import datasets
 
         rows = []

@@ -63,6 +63,8 @@ def test_no_episodes_or_another_ending_are_told_in_one_line(tmp_path: Path) -> N
     pytest.importorskip("inspect_ai")
     with pytest.raises(ValueError, match="no episodes"):
         inspect.write_log([], tmp_path / "x.eval")
+    with pytest.raises(ValueError, match=r"episode 2: field 'env_id' is missing \(found: seed\)"):
+        inspect.write_log([episode(), {"seed": 3}], tmp_path / "x.eval")
     with pytest.raises(ValueError, match=r"\.eval or \.json"):
         inspect.write_log([episode()], tmp_path / "x.txt")
 

@@ -94,6 +94,14 @@ def test_the_agent_calls_tools_by_path_and_keeps_the_cookies_of_the_last_reply()
     assert (verdict["reward"], verdict["success"]) == (1.0, True)
 
 
+def test_without_nemo_gym_or_with_a_box_of_numbers_one_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="not text"):
+        server("CartPole-v1")
+    monkeypatch.setitem(sys.modules, "nemo_gym.base_resources_server", None)  # as if it were not installed
+    with pytest.raises(ModuleNotFoundError, match="NeMo-Gym is not installed; run this in its repository"):
+        server("mrlm/Math-v0")
+
+
 def test_what_failed_for_reasons_of_ours_is_masked() -> None:
     [row] = rows("tests/Guess-v0", n=1)
     body = {**row, "response": response(message("break it"))}

@@ -182,6 +182,17 @@ def test_a_lost_server_is_an_invalid_episode_and_nothing_at_an_address_is_told()
         gymnasium.make("mrlm_envs:mrlm/OpenEnv-v0", address=address, timeout_s=5)
 
 
+def test_a_step_after_close_opens_no_other_session() -> None:
+    with served("mrlm/Math-v0", max_turns=2) as address:
+        env = gymnasium.make("mrlm_envs:mrlm/OpenEnv-v0", address=address).unwrapped
+        env.reset(seed=1)
+        env.close()
+        with pytest.raises(gymnasium.error.ResetNeeded):
+            env.step("18")
+        assert env.reset(seed=1)[1]["seed"] == 1
+        env.close()
+
+
 def test_the_exported_folder_serves_the_environment(tmp_path: Path) -> None:
     export.run("openenv", "mrlm/Math-v0", str(tmp_path), kinds=["addition"])
     sys.path.insert(0, str(tmp_path))

@@ -13,7 +13,7 @@ import torch  # noqa: E402
 from transformers.utils.chat_template_utils import get_json_schema  # noqa: E402
 
 import tests.support.guessing  # noqa: E402, F401  registers tests/Guess-v0
-from mrlm_envs.integrations.trl import Spec  # noqa: E402
+from mrlm_envs.integrations.trl import Spec, _method  # noqa: E402
 from mrlm_train import tiny  # noqa: E402
 
 QWEN3 = (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text("utf-8")
@@ -70,6 +70,11 @@ def test_tools_become_methods_with_their_schemas() -> None:
         assert made["name"] == name
         assert set(made["parameters"].get("properties", {})) == set(schema["parameters"]["properties"])
         assert made["parameters"].get("required", []) == schema["parameters"].get("required", [])
+
+
+def test_a_tool_whose_argument_has_several_types_becomes_a_method() -> None:
+    schema = {"name": "find", "parameters": {"properties": {"text": {"type": ["string", "null"]}}}}
+    assert "text" in get_json_schema(_method(schema).__get__(object()))["function"]["parameters"]["properties"]
 
 
 def test_a_reference_tool_trajectory_earns_everything_through_trl(tmp_path: Path) -> None:
