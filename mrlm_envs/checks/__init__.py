@@ -19,7 +19,7 @@ what can be known of an OpenEnv server from outside. A line says pass, fail or s
 | splits | a split has too few distinct tasks, or a task is in both |
 | difficulty | one kind of task is given away |
 | speed | a reset or a step takes too long, or episodes leave memory behind |
-| faults | a text is an error: hostile strings, lone surrogates, 2 MB |
+| faults | a text is an error (hostile strings, lone surrogates, 2 MB), or a step of any check hangs |
 """
 
 from mrlm_envs.checks.card import NAMES, Card, card

@@ -62,12 +62,14 @@ def run(
     job = {"env": env_id, "kwargs": kwargs, "limits": limits, "only": only, "episodes": episodes, "path": sys.path}
     text = json.dumps(job)
     environment = dict(os.environ) if hash_seed is None else {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
-    faulthandler.cancel_dump_traceback_later()  # the other process has a deadline of its own
-    _Watch.since = 0.0
+    if _Watch.output is not None:  # the other process has a deadline of its own
+        faulthandler.cancel_dump_traceback_later()
+        _Watch.since = 0.0
     command = [sys.executable, "-W", "ignore", "-c", f"from {__package__} import child; child.main()"]
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         done = subprocess.run(command, input=text.encode(), env=environment, stdout=output, stderr=errors, check=False)
-        output.seek(0), errors.seek(0)
+        output.seek(0)
+        errors.seek(0)
         lines = [json.loads(line) for line in output if line.endswith(b"\n")]
         said = errors.read().decode("utf-8", "replace").strip()
     told = [line["told"] for line in lines if isinstance(line, dict)]

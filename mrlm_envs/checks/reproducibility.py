@@ -27,23 +27,20 @@ def determinism(subject: Subject) -> str:
         one, two = subject.make(), subject.make()
         drawn = global_states()
         first = subject.play(subject.policy(seed), seed, one)
-        try:
-            refuse_draws(drawn)
-        except Fail as failed:
-            raise Fail(*failed.args, seed, first.actions[0] if first.actions else None) from None
+        refuse_draws(drawn, seed, first.actions[0] if first.actions else None)
         again, other = (subject.play(follow(first.actions), seed, env).trace for env in (one, two))
         subject.episodes.append(first)
-        if other != first.trace:
-            difference = _difference("a second instance", first, other)
-            fresh, again, next_one = (
+        try:
+            _compare("a second instance", first, other)
+        except Fail as difference:
+            fresh, once_more, next_one = (
                 subject.elsewhere([Played(shown, first.trace)]) for shown in (seed, seed, seed + 1)
             )
-            if fresh != again or fresh == next_one or isinstance(fresh[-1], str):  # the seed decides nowhere
-                raise difference
+            if fresh != once_more or fresh == next_one or isinstance(fresh[-1], str):  # the seed decides nowhere
+                raise
             subject.interference = difference
             return "fresh processes replay the same bytes; within one, see interleaving"
-        if again != first.trace:
-            raise _difference("the same instance", first, again)
+        _compare("the same instance", first, again)
     tasks = {subject.task(subject.env, seed) for seed in subject.seeds(16)}
     if len(tasks) == 1 and getattr(subject.env.unwrapped, "num_tasks", None) != 1:
         raise Fail("seeds 0 to 15 all give the same task: the seed is ignored", 1)
@@ -56,8 +53,7 @@ def replay(subject: Subject) -> str:
     for done, one, other in zip(subject.episodes, first, second):
         if isinstance(lost := one if isinstance(one, str) else other, str):
             raise Skip(f"the environment cannot be played in another process: {lost}")
-        if one != other:
-            raise _difference("a process with another PYTHONHASHSEED", done, other, one)
+        _compare("a process with another PYTHONHASHSEED", done, other, one)
     return f"{len(first)} episodes, the same bytes in two processes with different hash seeds"
 
 
@@ -73,8 +69,8 @@ def interleaving(subject: Subject) -> str:
         except Crash as crash:
             raise Fail(f"two instances stepped in turns: {crash}", crash.seed, crash.action) from None
         for done, trace in zip(pair, traces):
-            if (found := [step for step in trace if step is not None]) != done.trace:
-                raise _difference("two instances stepped in turns disturb each other: one", done, found)
+            found = [step for step in trace if step is not None]
+            _compare("two instances stepped in turns disturb each other: one", done, found)
     if held := _episode_on_the_class(subject):
         raise Fail(f"{held} holds the state of the last episode that was reset, for all instances", 0)
     return f"{len(subject.episodes)} pairs of episodes, stepped in turns, play as alone"
@@ -95,8 +91,8 @@ def threads(subject: Subject) -> str:
             for done, found in zip(chosen, _in_threads(subject, chosen)):
                 if isinstance(found, str):
                     raise Fail(f"{where}: {found}", done.seed, done.actions[0])
-                if subject.is_deterministic and found != done.trace:
-                    raise _difference(where, done, found)
+                if subject.is_deterministic:
+                    _compare(where, done, found)
     finally:
         sys.setswitchinterval(switch)
     at_once = f", and {THREADS} at once" if len(rounds) > 1 else "; several at once not judged (see interleaving)"
@@ -136,8 +132,7 @@ def pickling(subject: Subject) -> str:
             raise Fail(f"{what} does not pickle: {type(error).__name__}: {error}") from None
     if subject.status("determinism") == subject.status("interleaving") == "pass":
         done = subject.episodes[0]
-        if (found := subject.play(follow(done.actions), done.seed, copy).trace) != done.trace:
-            raise _difference("a pickled copy", done, found)
+        _compare("a pickled copy", done, subject.play(follow(done.actions), done.seed, copy).trace)
     return "the spec and a fresh instance pickle, and the copy plays the same"
 
 
@@ -147,20 +142,21 @@ def global_states() -> tuple[Any, Any]:
     return random.getstate(), (state[1].tobytes(), state[2])
 
 
-def refuse_draws(before: tuple[Any, Any]) -> None:
-    """Raise if a global generator has been drawn from since its state was `before`."""
+def refuse_draws(before: tuple[Any, Any], *shown: Any) -> None:
+    """Raise if a global generator has been drawn from since `before`; `shown`: by which seed and action."""
     for name, old, new in zip(("`random`", "numpy generator"), before, global_states()):
         if old != new:
-            raise Fail(f"the environment draws from the global {name}; use self.rng")
+            raise Fail(f"the environment draws from the global {name}; use self.rng", *shown)
 
 
-def _difference(who: str, done: Played, found: Sequence[Any], expected: Sequence[Any] | None = None) -> Fail:
-    """The first entry in which two traces differ."""
-    pairs = zip_longest(done.trace if expected is None else expected, found, fillvalue=("the end",))
-    turn, one, other = next((i, a, b) for i, (a, b) in enumerate(pairs) if a != b)
-    wanted, seen = next((a, b) for a, b in zip_longest(one, other, fillvalue="") if a != b)
-    what = f"plays seed {done.seed} differently at turn {turn}: {str(seen)[:120]!r}, not {str(wanted)[:120]!r}"
-    return Fail(f"{who} {what}", done.seed, done.actions[turn - 1] if 0 < turn <= len(done.actions) else None)
+def _compare(who: str, done: Played, found: Sequence[Any], expected: Sequence[Any] | None = None) -> None:
+    """Raise for the first entry in which a trace differs from the recorded one, or from another."""
+    pairs = zip_longest(expected or done.trace, found, fillvalue=("the end",))
+    for turn, (one, other) in enumerate(pairs):
+        if one != other:
+            wanted, seen = next((a, b) for a, b in zip_longest(one, other, fillvalue="") if a != b)
+            what = f"plays seed {done.seed} differently at turn {turn}: {str(seen)[:120]!r}, not {str(wanted)[:120]!r}"
+            raise Fail(f"{who} {what}", done.seed, done.actions[turn - 1] if 0 < turn <= len(done.actions) else None)
 
 
 def _episode_on_the_class(subject: Subject) -> str | None:

@@ -60,7 +60,9 @@ def _find_copied(subject: Subject, env: gymnasium.Env[str, str], before: Sequenc
 
     @functools.cache
     def pay(seed: int, text: str) -> tuple[float, str]:
-        """What it earns in the form in which it earns most."""
+        """What it earns in the form in which it earns most; nothing where there is no time to try."""
+        if seed == 0 and subject.is_late:
+            return 0.0, ""
         paid = []
         for action in (form.format(text) for form in FORMS):
             trace = subject.play(follow([*before, action]), seed, env).trace
@@ -70,21 +72,13 @@ def _find_copied(subject: Subject, env: gymnasium.Env[str, str], before: Sequenc
     varied = [place for place, text in parts(0).items() if any(parts(seed).get(place) != text for seed in range(1, 8))]
     found = sorted(varied, key=lambda place: abs(place[1] or 0))[:_TRIED]
     for seed in subject.seeds(16):
-        texts = {place: parts(seed).get(place, "") for place in found}
-        # what there is no time to try is not found
-        found = [
-            place
-            for place, text in texts.items()
-            if (seed > 0 or not subject.is_late) and pay(seed, text)[0] >= maximum / 2
-        ]
+        found = [place for place in found if pay(seed, parts(seed).get(place, ""))[0] >= maximum / 2]
     for place in sorted(found, key=str):
-        own, others = (
-            statistics.fmean(pay(seed, parts(abs(seed - shift)).get(place, ""))[0] for seed in range(5))
-            for shift in (0, 1)
-        )
-        if own - others > maximum / 4:
+        texts = [parts(seed).get(place, "") for seed in range(5)]
+        gain = statistics.fmean(pay(i, texts[i])[0] - pay(i, texts[i - 1])[0] for i in range(5))
+        if gain > maximum / 4:
             after = " after a wrong action" if before else ""
-            raise Fail(f"{place[0]}{after} shows the answer", 0, pay(0, parts(0)[place])[1])
+            raise Fail(f"{place[0]}{after} shows the answer", 0, pay(0, texts[0])[1])
 
 
 def _parts(env: gymnasium.Env[str, str], done: Played) -> dict[Place, str]:

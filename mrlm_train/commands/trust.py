@@ -87,7 +87,10 @@ def regrade(
 def _object(text: str) -> dict[str, Any]:
     import yaml
 
-    found = yaml.safe_load(text)
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
     if not isinstance(found, dict):
         raise ValueError(f"--kwargs {text}: expected a JSON object")
     return found

@@ -100,3 +100,9 @@ def test_regrade_refuses_to_write(stored: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == (
         "mrlm: regrade never changes stored episodes; collect new ones with: mrlm collect\n"
     )
+
+
+def test_arguments_that_are_no_json_object_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("{", "[1]"):
+        assert main(["check", "math", "--kwargs", text]) == 1
+        assert capsys.readouterr().err == f"mrlm: --kwargs {text}: expected a JSON object\n"
