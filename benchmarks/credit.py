@@ -39,6 +39,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "solver": {"credit": "solver"},
     "branch": {"credit": "branch"},
     "critic": {},  # PPO, without groups
+    "critic off": {"value_loss_coef": 0.0},  # PPO against the batch's mean
 }
 COLUMNS = ("task", "way", "seed", "groups", "learning_rate", "changes")  # what tells one cell from another
 
@@ -74,7 +75,7 @@ def run(
     }
     trainer: Any
     cpu = time.process_time()
-    if way == "critic":
+    if way.startswith("critic"):
         trainer = PPOTrainer(str(begun), settings["env"], PPOConfig(**values))
     else:
         trainer = GRPOTrainer(str(begun), settings["env"], GRPOConfig(num_generations=groups, **values))

@@ -191,8 +191,8 @@ def share(batches: list[Played], critic: Any) -> float:
     return explained_variance(values, returns, torch.ones_like(returns), lambda x: x).item()
 
 
-def study(seed: int, folder: Path, batches: int) -> Iterator[dict[str, Any]]:
-    """The rows of a seed."""
+def study(seed: int, folder: Path, batches: int, critics: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a seed; `critics` names those that are fitted, none means all."""
     start = str(ppo.start("sokoban", seed, folder))
     train, test = play(start, "train", batches, seed + 1000), play(start, "test", 8, seed)
     solved = sum(played.returns[:, 0].sum().item() for played in test) / (BATCH * len(test))
@@ -213,9 +213,13 @@ def study(seed: int, folder: Path, batches: int) -> Iterator[dict[str, Any]]:
         ("mlp, 8 replays", OnPolicy(nn.Sequential(nn.Linear(size, 128), nn.GELU(), linear(128))), 2e-3, 8),
         ("trunk, one pass", OwnTrunk(copy.deepcopy(backbone)), 1e-3, 0),
         ("trunk, 4 replays", OwnTrunk(copy.deepcopy(backbone)), 1e-3, 4),
+        ("trunk, 4 replays, rate 3e-3", OwnTrunk(copy.deepcopy(backbone)), 3e-3, 4),
+        ("trunk, 12 replays", OwnTrunk(copy.deepcopy(backbone)), 1e-3, 12),
         ("trunk from scratch, 4 replays", OwnTrunk(scratch), 1e-3, 4),
     ]
     for name, critic, rate, replays in variants:
+        if critics and name not in critics:
+            continue
         begun = time.process_time()
         for count in fit(critic, train, rate, replays, seed):
             if count in (8, 28, batches):
@@ -229,13 +233,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--batches", type=int, default=56, help="of 64 training episodes")
+    parser.add_argument("--critics", nargs="+", default=[], help="only these, by name")
     parser.add_argument("--folder", default="runs/benchmark-ppo", help="where the starts are kept")
     parser.add_argument("--output", default="runs/critic.jsonl", help="JSONL file to append to")
     given = parser.parse_args()
     torch.set_num_threads(1)
     Path(given.output).parent.mkdir(parents=True, exist_ok=True)
     for seed in given.seeds:
-        for row in study(seed, Path(given.folder), given.batches):
+        for row in study(seed, Path(given.folder), given.batches, given.critics):
             print(json.dumps(row), flush=True)
             with open(given.output, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
