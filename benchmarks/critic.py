@@ -20,10 +20,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import ppo
 from mrlm_train.advantages import explained_variance, turn_columns
+from mrlm_train.episodes.record import Episode
 from mrlm_train.ppo import PPOConfig, PPOTrainer
-from mrlm_train.trl_hooks import loss_mask
+from mrlm_train.trl_hooks import Batch, loss_mask
 
 BATCH = 64
 
@@ -124,6 +126,42 @@ class OnPolicy(nn.Module):
         return self.layers(played.hidden)[..., 0]
 
 
+class OwnTrunkPPO(PPOTrainer):
+    """PPO whose critic is an `OwnTrunk`, fitted to each batch and to one of the last 32 again."""
+
+    def use(self, critic: OwnTrunk) -> None:
+        """Take a critic; before training."""
+        self.critic, self.past = critic, list[Played]()
+        self.critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=1e-3, weight_decay=0.0)
+
+    def score(self, episodes: Sequence[Episode], batch: Batch, values_BS: torch.Tensor) -> Batch:
+        """GAE on its values; then it learns."""
+        mask = loss_mask(batch)
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+        attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+        returns = torch.tensor([episode.reward for episode in episodes])[:, None].expand(mask.shape)
+        played = Played(ids, attention, mask, returns, mask, [], mask)  # it reads neither hidden states nor turns
+        with torch.no_grad():
+            scored = super().score(episodes, batch, nn.functional.pad(self.critic(played), (0, 1)))
+        self.past = [*self.past, played][-32:]
+        with torch.enable_grad():
+            for again in (played, random.choice(self.past)):
+                update(self.critic, self.critic_optimizer, again)
+        return scored
+
+
+def warm(start: str, seed: int, path: Path) -> OwnTrunk:
+    """A trunk fitted to 28 batches of the start's own episodes, with 4 replays; made once."""
+    critic = OwnTrunk(ppo.policy.load_model(start, device="cpu").base_model)
+    if path.is_file():
+        critic.load_state_dict(torch.load(path))
+        return critic
+    for _ in fit(critic, play(start, "train", 28, seed + 2000), 1e-3, 4, seed):
+        pass
+    torch.save(critic.state_dict(), path)
+    return critic
+
+
 def linear(size: int) -> nn.Linear:
     """A layer that says 0 of everything, as PPO's value head begins."""
     layer = nn.Linear(size, 1)
@@ -139,12 +177,17 @@ def fit(critic: nn.Module, train: list[Played], rate: float, replays: int, seed:
     for index in range(len(train)):
         drawn = torch.randint(index + 1, (replays,), generator=generator).tolist()
         for played in [train[index], *(train[i] for i in drawn)]:
-            loss = ((critic(played) - played.returns).square() * played.mask).sum() / played.mask.sum()
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(critic.parameters(), 1.0)
-            optimizer.step()
+            update(critic, optimizer, played)
         yield index + 1
+
+
+def update(critic: nn.Module, optimizer: torch.optim.Optimizer, played: Played) -> None:
+    """One step on the squared error."""
+    loss = ((critic(played) - played.returns).square() * played.mask).sum() / played.mask.sum()
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(critic.parameters(), 1.0)
+    optimizer.step()
 
 
 def least_squares(train: list[Played], size: int) -> OnPolicy:
