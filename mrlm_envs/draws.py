@@ -59,6 +59,10 @@ class Draw:
         """Different whole numbers, in any order."""
         return self.rng.choice(np.arange(low, high + 1), size=size, replace=False).tolist()
 
+    def some(self, items: Sequence[Any], count: int) -> list[Any]:
+        """Several of the items, in any order."""
+        return [items[i] for i in self.rng.permutation(len(items))[:count]]
+
     def choice(self, items: Sequence[Any]) -> Any:
         """One of several texts or numbers."""
         return self.rng.choice(items).item()

@@ -106,6 +106,39 @@ def check_choice(name: str, value: object, known: Collection[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
 
 
+def field(row: Row, name: str, where: str, kind: type = object) -> Any:
+    """A field that a row must have.
+
+    Args:
+        row: The fields.
+        name: The one asked for.
+        where: Source and row, for the error.
+        kind: What it must be an instance of.
+
+    Raises:
+        ValueError: It is missing, or something else.
+    """
+    value = row.get(name)
+    if value is None:
+        raise ValueError(f"{where}: field {name!r} is missing (found: {', '.join(map(str, row)) or 'nothing'})")
+    if not isinstance(value, kind):
+        wanted = "text" if kind is str else f"a {kind.__name__}"
+        raise ValueError(f"{where}: field {name!r} must be {wanted}, got {type(value).__name__} {value!r:.40}")
+    return value
+
+
+def text_field(row: Row, name: str, where: str) -> str:
+    """A field that a row must have, as text without blanks around it.
+
+    Raises:
+        ValueError: It is missing, no text, or empty.
+    """
+    text = field(row, name, where, str).strip()
+    if not text:
+        raise ValueError(f"{where}: field {name!r} is empty")
+    return text
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown name: the nearest known one, or all of them."""
     known = list(known)
@@ -132,6 +165,13 @@ class Tasks(Generic[T]):
 
     def __init__(self, source: Source, split: str, parse: Callable[[Row, int, str], T], what: str = "tasks") -> None:
         self.rows: tuple[T, ...] = _parsed(source, split, parse, what)
+
+    @classmethod
+    def of(cls, rows: Iterable[T]) -> "Tasks[T]":
+        """Tasks that have been read already, in the same order as those of a source."""
+        tasks = cls.__new__(cls)
+        tasks.rows = tuple(rows)
+        return tasks
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -162,11 +202,7 @@ class Tasks(Generic[T]):
 
 def _parsed(source: Source, split: str, parse: Callable[[Row, int, str], T], what: str) -> tuple[T, ...]:
     if isinstance(source, Mapping):
-        names = list(source) if split == "all" else [split]
-        missing = [name for name in names if name not in source]
-        if missing:
-            raise ValueError(f"{what}: no split {missing[0]!r} (found: {', '.join(map(str, source))})")
-        return tuple(task for name in names for task in _parsed(source[name], name, parse, what))
+        return tuple(t for name in _names(source, split, what) for t in _parsed(source[name], name, parse, what))
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     if isinstance(source, str):
@@ -180,6 +216,13 @@ def _parsed(source: Source, split: str, parse: Callable[[Row, int, str], T], wha
     if not isinstance(source, Sequence):
         raise ValueError(f"{what}: expected a path, a list of rows or a mapping of splits, got {type(source).__name__}")
     return _each(source, "given as a list", parse, what)
+
+
+def _names(sets: Mapping[str, Any], split: str, where: str) -> list[str]:
+    """The names of the sets of a split."""
+    if split != "all" and split not in sets:
+        raise ValueError(f"{where}: no split {split!r} (found: {', '.join(map(str, sets))})")
+    return list(sets) if split == "all" else [split]
 
 
 def _each(rows: Sequence[Any], name: str, parse: Callable[[Row, int, str], T], what: str) -> tuple[T, ...]:
@@ -265,8 +308,5 @@ def _from_hub(source: str, split: str, parse: Callable[[Row, int, str], T], what
         configs = datasets.get_dataset_config_names(name)
         config = next((c for c in ("default", "main") if c in configs), configs[0])
     sets = datasets.load_dataset(name, config)
-    names = list(sets) if split == "all" else [split]
-    missing = [n for n in names if n not in sets]
-    if missing:
-        raise ValueError(f"{what} {source}: no split {missing[0]!r} (found: {', '.join(map(str, sets))})")
+    names = _names(sets, split, f"{what} {source}")
     return tuple(task for n in names for task in _each(sets[n].to_list(), f"{source}/{n}", parse, what))

@@ -89,19 +89,19 @@ class TextVectorEnv(VectorEnv[Observations, Sequence[str], NDArray[Any]]):
             if len(seeds) != self.num_envs:
                 raise ValueError(f"seed must be one integer or {self.num_envs} of them, got {len(seeds)}")
         infos: list[Info] = [{}] * self.num_envs
-        for i, info in zip(indices, self._reset_members(indices, [seeds[i] for i in indices], options)):
+        for i, info in self._reset_members(indices, [seeds[i] for i in indices], options):
             infos[i] = info
         return tuple(self._observations), stack_infos(infos)
 
     def _reset_members(
         self, indices: Sequence[int], seeds: Sequence[int | None], options: dict[str, Any] | None
-    ) -> list[Info]:
-        infos = []
+    ) -> list[tuple[int, Info]]:
         for i in indices:
             self._is_done[i] = True  # stays so if the reset raises
+        infos = []
         for i, (observation, info) in zip(indices, self._begin(indices, seeds, options)):
             self._observations[i], self._steps[i], self._is_done[i] = observation, 0, False
-            infos.append(info)
+            infos.append((i, info))
         return infos
 
     def _begin(
@@ -144,34 +144,25 @@ class TextVectorEnv(VectorEnv[Observations, Sequence[str], NDArray[Any]]):
         if over and self.autoreset_mode is AutoresetMode.DISABLED:
             raise ResetNeeded(f"members {over} are not in an episode; reset them with options['reset_mask']")
         # NEXT_STEP: for those that are over, this step only starts the next episode.
-        begun = dict(zip(over, self._reset_members(over, [None] * len(over), None)))
-        stepped = [(i, action) for i, action in zip(indices, actions) if i not in begun]
-        results = iter(self._act([i for i, _ in stepped], [action for _, action in stepped]))
-        observations, rewards, terminated, truncated, infos = [], [], [], [], []
-        ended: list[int] = []  # positions
-        for position, i in enumerate(indices):
-            if i in begun:
-                reward, is_terminated, is_truncated, info = 0.0, False, False, begun[i]
-            else:
-                self._observations[i], reward, is_terminated, is_truncated, info = next(results)
-                self._steps[i] += 1
-                if self._steps[i] == self.max_episode_steps and not is_terminated:
-                    is_truncated = True
-                self._is_done[i] = is_terminated or is_truncated
-                if self._is_done[i]:
-                    ended.append(position)
-            observations.append(self._observations[i])
-            rewards.append(reward)
-            terminated.append(is_terminated)
-            truncated.append(is_truncated)
-            infos.append(info)
-        if ended and self.autoreset_mode is AutoresetMode.SAME_STEP:
-            members = [indices[position] for position in ended]
-            for position, info in zip(ended, self._reset_members(members, [None] * len(members), None)):
-                infos[position] = info | {"final_obs": observations[position], "final_info": infos[position]}
-                observations[position] = self._observations[indices[position]]
+        begun = self._reset_members(over, [None] * len(over), None)
+        results = {i: (self._observations[i], 0.0, False, False, info) for i, info in begun}
+        going = [(i, action) for i, action in zip(indices, actions) if i not in results]
+        for i, result in zip([i for i, _ in going], self._act([i for i, _ in going], [action for _, action in going])):
+            observation, reward, terminated, truncated, info = result
+            self._steps[i] += 1
+            truncated |= self._steps[i] == self.max_episode_steps and not terminated
+            self._observations[i], self._is_done[i] = observation, terminated or truncated
+            results[i] = observation, reward, terminated, truncated, info
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            ended = [i for i in indices if self._is_done[i]]
+            for i, info in self._reset_members(ended, [None] * len(ended), None):
+                last, *outcome, last_info = results[i]
+                results[i] = self._observations[i], *outcome, info | {"final_obs": last, "final_info": last_info}
+        observations, rewards, terminated, truncated, infos = (
+            zip(*(results[i] for i in indices)) if indices else [()] * 5
+        )
         return (
-            tuple(observations),
+            observations,
             np.array(rewards, dtype=np.float64),
             np.array(terminated, dtype=np.bool_),
             np.array(truncated, dtype=np.bool_),
@@ -194,31 +185,16 @@ def stack_infos(infos: Sequence[Info]) -> Info:
     Every key comes with a boolean array `_key` of shape `(K,)`: who has it. Numbers and booleans make arrays of
     their type, dicts are stacked recursively, everything else makes an object array.
     """
-    n = len(infos)
     stacked: Info = {}
-    first = infos[0].keys()
-    everyone = all(info.keys() == first for info in infos)
-    for key in first if everyone else dict.fromkeys(key for info in infos for key in info):
-        members = infos if everyone else [info for info in infos if key in info]
-        present = np.ones(n, np.bool_) if everyone else np.fromiter((key in info for info in infos), np.bool_, n)
-        values = [info[key] for info in members]
-        kinds = set(map(type, values))
+    for key in dict.fromkeys(key for info in infos for key in info):
+        present = np.array([key in info for info in infos])
+        kinds = {type(info[key]) for info in infos if key in info}
         if kinds == {dict}:
-            stacked[key] = stack_infos(values if everyone else [info.get(key, {}) for info in infos])
-        elif len(kinds) == 1 and kinds <= {int, float, bool}:
-            kind = kinds.pop()
-            if everyone:
-                stacked[key] = np.array(values, dtype=kind)
-            else:
-                stacked[key] = np.zeros(n, dtype=kind)
-                stacked[key][present] = values
+            stacked[key] = stack_infos([info.get(key, {}) for info in infos])
         else:
-            array = np.full(n, None, dtype=object)
-            if everyone and kinds == {str}:
-                array[:] = values
-            else:
-                for i, value in zip(np.flatnonzero(present).tolist(), values):
-                    array[i] = value
-            stacked[key] = array
+            kind = kinds.pop() if len(kinds) == 1 and kinds <= {int, float, bool} else object
+            stacked[key] = np.full(len(infos), None if kind is object else 0, dtype=kind)
+            for i in np.flatnonzero(present).tolist():
+                stacked[key][i] = infos[i][key]
         stacked[f"_{key}"] = present
     return stacked

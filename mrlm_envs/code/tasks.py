@@ -18,8 +18,7 @@ from typing import Any, cast
 from mrlm_envs.code.compare import COMPARISONS, Compare, show
 from mrlm_envs.code.judge import Problem, Test
 from mrlm_envs.sandbox.values import ValueRefused, decode, encode
-
-Row = Mapping[str, Any]
+from mrlm_envs.tasks import Row, field
 
 
 def problem(row: Row, number: int, source: str) -> Problem:
@@ -41,7 +40,7 @@ def problem(row: Row, number: int, source: str) -> Problem:
         return _mbpp(row, task_id, where)
     if "test_cases" in row:
         return _demo(row, task_id, where)
-    tests = _field(row, "tests", where)
+    tests = field(row, "tests", where)
     if not isinstance(tests, Sequence) or isinstance(tests, str) or not tests:
         raise ValueError(f"{where}: field 'tests' must be a list of at least one test")
     for i, test in enumerate(tests, start=1):
@@ -52,33 +51,25 @@ def problem(row: Row, number: int, source: str) -> Problem:
     return _function(row, tests, task_id, where)
 
 
-def _field(row: Row, name: str, where: str, kind: type = object) -> Any:
-    if name not in row or row[name] is None:
-        raise ValueError(f"{where}: field {name!r} is missing (found: {', '.join(map(str, row))})")
-    if not isinstance(row[name], kind):
-        raise ValueError(f"{where}: field {name!r} is a {type(row[name]).__name__}, not a {kind.__name__}")
-    return row[name]
-
-
 def _ordered(tests: list[Test]) -> tuple[Test, ...]:
     return tuple(sorted(tests, key=lambda test: not test.public))
 
 
 def _function(row: Row, tests: Sequence[Row], task_id: str, where: str) -> Problem:
-    name = _name(_field(row, "entry_point", where, str), "entry_point", where)
+    name = _name(field(row, "entry_point", where, str), "entry_point", where)
     compare = row.get("compare", "strict")
     if compare not in COMPARISONS:
         raise ValueError(f"{where}: field 'compare' is {compare!r}, not one of {', '.join(COMPARISONS)}")
     parsed: list[Test] = []
     for i, test in enumerate(tests, start=1):
         at = f"{where}: test {i}"
-        args, kwargs = _field(test, "args", at), test.get("kwargs") or {}
+        args, kwargs = field(test, "args", at), test.get("kwargs") or {}
         if "expected" not in test:
             raise ValueError(f"{at}: field 'expected' is missing (found: {', '.join(map(str, test))})")
         if not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping):
             raise ValueError(f"{at}: 'args' must be a list and 'kwargs' an object")
         parsed.append(_checked(Test(tuple(args), dict(kwargs), test["expected"], public=bool(test.get("public"))), at))
-    prompt = function_prompt(_field(row, "prompt", where, str), name, parsed)
+    prompt = function_prompt(field(row, "prompt", where, str), name, parsed)
     return Problem(task_id, prompt, _ordered(parsed), name, cast(Compare, compare), str(row.get("reference") or ""))
 
 
@@ -122,31 +113,31 @@ def _script(row: Row, tests: Sequence[Row], task_id: str, where: str) -> Problem
     parsed: list[Test] = []
     for i, test in enumerate(tests, start=1):
         at = f"{where}: test {i}"
-        stdin, stdout = _field(test, "stdin", at, str), _field(test, "stdout", at, str)
+        stdin, stdout = field(test, "stdin", at, str), field(test, "stdout", at, str)
         parsed.append(Test(stdin=stdin, expected=stdout, public=bool(test.get("public"))))
-    lines = [_field(row, "prompt", where, str).strip()]
+    lines = [field(row, "prompt", where, str).strip()]
     lines += [f"Example input:\n{t.stdin}\nExample output:\n{t.expected}" for t in parsed if t.public]
     return Problem(task_id, "\n\n".join(lines), _ordered(parsed), reference=str(row.get("reference") or ""))
 
 
 def _human_eval(row: Row, task_id: str, where: str) -> Problem:
-    name = _name(_field(row, "entry_point", where, str), "entry_point", where)
-    prompt = _field(row, "prompt", where, str)
-    reference = prompt + _field(row, "canonical_solution", where, str)
+    name = _name(field(row, "entry_point", where, str), "entry_point", where)
+    prompt = field(row, "prompt", where, str)
+    reference = prompt + field(row, "canonical_solution", where, str)
     text = f"Complete this function; answer with all of it in one Python block.\n\n```python\n{prompt.strip()}\n```"
     # Tests use the prompt's helpers, and HumanEval/33's even compares with the function itself: with the reference.
-    setup = f"{reference}\n\n{_field(row, 'test', where, str)}\n"
+    setup = f"{reference}\n\n{field(row, 'test', where, str)}\n"
     tests, hosts = (Test(code="check(candidate)"),), {"candidate": name}
     return Problem(task_id, text, tests, name, reference=reference, prelude=prompt, setup=setup, hosts=hosts)
 
 
 def _mbpp(row: Row, task_id: str, where: str) -> Problem:
-    text = _field(row, "text" if "text" in row else "prompt", where, str).strip()
-    asserts = [*_field(row, "test_list", where, list), *(row.get("challenge_test_list") or [])]
+    text = field(row, "text" if "text" in row else "prompt", where, str).strip()
+    asserts = [*field(row, "test_list", where, list), *(row.get("challenge_test_list") or [])]
     if not asserts:
         raise ValueError(f"{where}: field 'test_list' is empty")
     setup = "\n".join([*(row.get("test_imports") or []), row.get("test_setup_code") or ""])
-    reference = _field(row, "code", where, str)
+    reference = field(row, "code", where, str)
     try:
         names, imports = _needed(reference, setup, asserts)
     except SyntaxError as error:
@@ -195,20 +186,20 @@ def _imported(node: ast.AST) -> list[str]:
 
 
 def _demo(row: Row, task_id: str, where: str) -> Problem:
-    name = _name(_field(row, "function_name", where, str), "function_name", where)
-    cases = _field(row, "test_cases", where, list)
+    name = _name(field(row, "function_name", where, str), "function_name", where)
+    cases = field(row, "test_cases", where, list)
     tests: list[Test] = []
     for i, case in enumerate(cases, start=1):
         at = f"{where}: test case {i}"
         if not isinstance(case, Mapping):
             raise ValueError(f"{at} is a {type(case).__name__}, not an object")
-        given = _literal(_field(case, "input", at), at, "input")
-        expected = _literal(_field(case, "output", at), at, "output")
+        given = _literal(field(case, "input", at), at, "input")
+        expected = _literal(field(case, "output", at), at, "output")
         args = given if isinstance(given, tuple) else (given,)
         tests.append(_checked(Test(args, expected=expected, public=i == 1 and len(cases) > 1), at))
     if not tests:
         raise ValueError(f"{where}: field 'test_cases' is empty")
-    prompt = function_prompt(_field(row, "description", where, str), name, tests)
+    prompt = function_prompt(field(row, "description", where, str), name, tests)
     return Problem(task_id, prompt, _ordered(tests), name)
 
 

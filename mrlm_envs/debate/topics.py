@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mrlm_envs.debate import verifiable
-from mrlm_envs.tasks import Row, Source, Tasks, read_rows
+from mrlm_envs.tasks import Row, Source, Tasks, field, read_rows, text_field
 
 SIDES = ("pro", "con")
 _OTHER_NAMES = {"topic": "motion", "pro_points": "pro", "con_points": "con"}  # of a row's fields
@@ -86,13 +86,9 @@ def topic_from_row(row: Row, number: int, source: str) -> Topic:
     """
     where = f"topics {source}, row {number}"
     row = {**{name: row[given] for given, name in _OTHER_NAMES.items() if given in row}, **row}
-    for name in ("id", "motion", "pro", "con"):
-        if name not in row:
-            raise ValueError(f"{where}: field {name!r} is missing (found: {', '.join(map(str, row))})")
-    for name in ("id", "motion"):
-        if not isinstance(row[name], str) or not row[name].strip():
-            raise ValueError(f"{where}: field {name!r} must be text, got {row[name]!r}")
-    banks = {side: _bank(row[side], side, where) for side in SIDES}
+    text_field(row, "id", where)
+    motion = text_field(row, "motion", where).rstrip(".")
+    banks = {side: _bank(field(row, side, where), side, where) for side in SIDES}
     if shared := {item.id for item in banks["pro"]} & {item.id for item in banks["con"]}:
         raise ValueError(f"{where}: both sides have evidence {min(shared)}")
     for side in SIDES:
@@ -102,7 +98,7 @@ def topic_from_row(row: Row, number: int, source: str) -> Topic:
                 raise ValueError(f"{where}: {item.id} refutes {min(unknown)}, which is not evidence of {other(side)}")
     positions = {"pro": "for the motion", "con": "against the motion"}
     cases = {side: Case(positions[side], banks[side]) for side in SIDES}
-    return Topic(row["id"], row["motion"].strip().rstrip("."), cases["pro"], cases["con"])
+    return Topic(row["id"], motion, cases["pro"], cases["con"])
 
 
 def _bank(items: Any, side: str, where: str) -> tuple[Evidence, ...]:

@@ -41,7 +41,7 @@ from mrlm_envs.math.number_theory import number_theory
 from mrlm_envs.math.percentages import percentages
 from mrlm_envs.math.sequences import sequences
 from mrlm_envs.math.word_problems import word_problems
-from mrlm_envs.tasks import in_split
+from mrlm_envs.tasks import in_split, text_field
 
 __all__ = ["KINDS", "Problem", "check_range", "generate", "problem"]
 
@@ -122,10 +122,10 @@ def problem(row: Mapping[str, Any], number: int, source: str) -> Problem:
         ValueError: A field is missing, empty or of the wrong type; the message names source, row and field.
     """
     where = f"tasks {source}, row {number}"
-    question = _text(row, "problem" if "problem" in row and "question" not in row else "question", where)
-    solution = "" if row.get("solution") is None else _text(row, "solution", where)
+    question = text_field(row, "problem" if "problem" in row and "question" not in row else "question", where)
+    solution = "" if row.get("solution") is None else text_field(row, "solution", where)
     if row.get("answer") is not None or not solution:
-        gold = _text(row, "answer", where)
+        gold = _answer(row, where)
         if "####" in gold:
             solution, _, gold = gold.rpartition("####")
             solution, gold = _CALCULATION.sub("", solution).strip(), gold.strip().replace(",", "")
@@ -142,20 +142,10 @@ def problem(row: Mapping[str, Any], number: int, source: str) -> Problem:
     return Problem(question, gold, solution, str(named[0]) if named else f"{_ENDING.sub('', source)}/{number}")
 
 
-def _text(row: Mapping[str, Any], field: str, where: str) -> str:
-    """The field as stripped text; an answer may also be a number."""
-    value = row.get(field)
-    if value is None:
-        raise ValueError(f"{where}: field {field!r} is missing (found: {', '.join(map(str, row)) or 'nothing'})")
-    if (
-        field == "answer"
-        and isinstance(value, (int, float, np.integer, np.floating))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    ):
+def _answer(row: Mapping[str, Any], where: str) -> str:
+    """The field `answer`, which may also be a number."""
+    value = row.get("answer")
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if is_number and math.isfinite(value):
         return str(int(value)) if value == int(value) else str(value)
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: field {field!r} must be text, got {type(value).__name__} {value!r:.40}")
-    if not value.strip():
-        raise ValueError(f"{where}: field {field!r} is empty")
-    return value.strip()
+    return text_field(row, "answer", where)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from mrlm_envs.search import FullText
+from mrlm_envs.tasks import Tasks, packaged
 
 PRODUCTS = 4_000  # of the generated catalogue
 _RESULTS = 50  # of a search, as in WebShop
@@ -77,7 +77,7 @@ class Catalogue:
     """Products, how to search them, and the goals that came with them (none: goals are generated)."""
 
     products: Sequence[Product]
-    goals: Sequence[Goal] = ()
+    goals: Tasks[Goal] | None = None
     _index: FullText = field(init=False)
 
     def __post_init__(self) -> None:
@@ -102,19 +102,20 @@ def generated(pid: int) -> Catalogue:
         pid: The process, as a forked one may not use its parent's index.
     """
     rng = np.random.default_rng(0)
-    kinds = yaml.safe_load(Path(__file__).with_name("catalogue.yaml").read_text("utf-8"))
+    kinds = packaged(__file__, "catalogue.yaml")
     return Catalogue([_product(number, kinds, rng) for number in range(PRODUCTS)])
+
+
+def _some(rng: np.random.Generator, items: Sequence[str], count: int) -> tuple[str, ...]:
+    """Several of the items, in their order."""
+    return tuple(items[i] for i in sorted(rng.choice(len(items), size=count, replace=False).tolist()))
 
 
 def _product(number: int, kinds: Mapping[str, Any], rng: np.random.Generator) -> Product:
     kind = list(kinds)[number % len(kinds)]
-    known = kinds[kind]["attributes"]
-    chosen = sorted(rng.choice(len(known), size=int(rng.integers(2, 5)), replace=False).tolist())
-    attributes = tuple(known[i] for i in chosen)
-    options: dict[str, tuple[str, ...]] = {}
-    for name, values in kinds[kind]["options"].items():
-        offered = rng.choice(len(values), size=int(rng.integers(2, len(values) + 1)), replace=False)
-        options[name] = tuple(values[i] for i in sorted(offered.tolist()))
+    attributes = _some(rng, kinds[kind]["attributes"], int(rng.integers(2, 5)))
+    offers = kinds[kind]["options"].items()
+    options = {name: _some(rng, values, int(rng.integers(2, len(values) + 1))) for name, values in offers}
     brand = _BRANDS[int(rng.integers(len(_BRANDS)))]
     model = "".join(_SYLLABLES[i] for i in rng.integers(len(_SYLLABLES), size=3)).capitalize()
     named, told = attributes[: len(attributes) // 2], attributes[len(attributes) // 2 :]
@@ -135,9 +136,7 @@ def _product(number: int, kinds: Mapping[str, Any], rng: np.random.Generator) ->
 def draw_goal(catalogue: Catalogue, rng: np.random.Generator) -> Goal:
     """A goal that one of the products meets: some of its attributes, a value of each option, and a price."""
     product = catalogue.products[int(rng.integers(len(catalogue.products)))]
-    count = int(rng.integers(1, min(3, len(product.attributes)) + 1))
-    chosen = sorted(rng.choice(len(product.attributes), size=count, replace=False).tolist())
-    attributes = tuple(product.attributes[i] for i in chosen)
+    attributes = _some(rng, product.attributes, int(rng.integers(1, min(3, len(product.attributes)) + 1)))
     named = [(name, values[int(rng.integers(len(values)))]) for name, values in product.options.items()]
     limit = float(np.ceil(product.price * rng.uniform(1.05, 1.6)))
     wanted = ", ".join([*attributes, *(f"{name} {value}" for name, value in named)])
@@ -175,7 +174,7 @@ def from_webshop(products: str, attributes: str, goals: str | None, pid: int) ->
                 wanted.append(_webshop_goal(product, told))
     if not wanted:
         raise ValueError(f"products {products}: no instruction of {goals or attributes} is about one of them")
-    return Catalogue(list(made.values()), wanted)
+    return Catalogue(list(made.values()), Tasks.of(wanted))
 
 
 def _json(path: str) -> Any:

@@ -33,8 +33,6 @@ import os
 import re
 from typing import Any, ClassVar
 
-import numpy as np
-
 from mrlm_envs.actions import Actions
 from mrlm_envs.core import Opening, Options, Reply, TextEnv
 from mrlm_envs.shop import catalogue
@@ -102,7 +100,7 @@ class WebShopEnv(TextEnv):
                 "Choose the options that are asked for before you buy. "
                 + self.actions.rules(max_turns, ["click[b000001]", "click[red]"])
             )
-        self.num_tasks = len(self.shop.goals) or None
+        self.num_tasks = None if self.shop.goals is None else len(self.shop.goals)
         self.goal: Goal
 
     @property
@@ -113,16 +111,8 @@ class WebShopEnv(TextEnv):
         return catalogue.from_webshop(*self._files, os.getpid())
 
     def begin(self, options: Options) -> Opening:
-        if self.num_tasks is None:
-            self.goal = catalogue.draw_goal(self.shop, self.rng)
-        elif "task_id" in options:
-            named = [goal for goal in self.shop.goals if goal.task_id == options["task_id"]]
-            if not named:
-                raise ValueError(f"task_id {options['task_id']!r} is not among these {self.num_tasks} goals")
-            self.goal = named[0]
-        else:
-            order = np.random.default_rng(0).permutation(self.num_tasks)
-            self.goal = self.shop.goals[int(order[self.episode_seed % self.num_tasks])]
+        self.tasks = self.shop.goals
+        self.goal = self.picked(options) or catalogue.draw_goal(self.shop, self.rng)
         self.visit = Visit(self.shop, self.goal)
         self.actions.reset()
         text = f"Instruction: {self.goal.instruction}\n{self.visit.view()}"

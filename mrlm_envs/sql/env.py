@@ -45,7 +45,7 @@ from mrlm_envs.sandbox import Sandbox, SandboxFault, SandboxUnavailable
 from mrlm_envs.sandbox.sandbox import Backend
 from mrlm_envs.sql import execute, parsing, schemas
 from mrlm_envs.sql.questions import KINDS, Question, generate
-from mrlm_envs.tasks import Row, Source, check_choice, check_range
+from mrlm_envs.tasks import Row, Source, check_choice, check_range, text_field
 from mrlm_envs.vector import TextVectorEnv
 
 _MAX_CELL = 60  # characters of a value in a preview
@@ -191,16 +191,13 @@ class _Task:
     """A dataset's row, about a database in a folder."""
 
     def __init__(self, folder: str, row: Row, number: int, source: str) -> None:
-        where, sql = f"tasks {source}, row {number}", row.get("SQL") or row.get("query")
-        for name, value in (("question", row.get("question")), ("db_id", row.get("db_id")), ("SQL", sql)):
-            if not isinstance(value, str) or not value:
-                raise ValueError(f"{where}: field {name!r} is missing (found: {', '.join(map(str, row))})")
-        name = row["db_id"]
+        where = f"tasks {source}, row {number}"
+        self.text, name = text_field(row, "question", where), text_field(row, "db_id", where)
+        self.sql = text_field(row, "query" if "query" in row and "SQL" not in row else "SQL", where).rstrip(";")
         if not re.fullmatch(r"[\w-]+", name):
             raise ValueError(f"{where}: db_id {name!r} is not the name of a database")
         self.task_id = f"{name}/{row.get('question_id', number)}"
-        self.text, self.evidence = row["question"], str(row.get("evidence") or "")
-        self.sql, self.path = str(sql).strip().rstrip(";"), str(Path(folder) / name / f"{name}.sqlite")
+        self.evidence, self.path = str(row.get("evidence") or ""), str(Path(folder) / name / f"{name}.sqlite")
 
 
 @functools.cache  # `Tasks` shares what one parser has read

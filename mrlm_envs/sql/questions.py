@@ -5,17 +5,16 @@ that they occur; a question is drawn again when its gold query gives the same re
 one that is shown.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from mrlm_envs import draws
 from mrlm_envs.sql.execute import Rows, trusted_rows
 from mrlm_envs.sql.schemas import POOL, SCHEMAS, Column, Table, databases, ddl
+from mrlm_envs.tasks import packaged
 
 _MAX_DRAWS = 200
 
@@ -28,132 +27,49 @@ class Kind:
         level: Difficulty, 1 to 3.
         text: The question; `{…}` are the draw's names.
         sql: The gold query, with the same names.
-        draw: Chooses tables, columns and values.
+        draw: The name of the block that chooses tables, columns and values.
         evidence: A hint that comes with the question, as BIRD's do.
     """
 
     level: int
     text: str
     sql: str
-    draw: Callable[["Draw"], dict[str, Any]]
+    draw: str
     evidence: str = ""
 
 
-class Draw:
-    """What a kind may draw: tables, columns of a fitting kind, values that occur."""
+_FILE = packaged(__file__, "kinds.yaml")
+KINDS: dict[str, Kind] = {name: Kind(**fields) for name, fields in _FILE["kinds"].items()}
+
+
+class Draw(draws.Draw):
+    """What the blocks of `kinds.yaml` may call: tables, columns of a fitting kind, values that occur."""
 
     def __init__(self, rng: np.random.Generator, schema: str, database: bytes) -> None:
-        self.rng, self.tables = rng, SCHEMAS[schema]
-        self._by_name = {table.name: table for table in self.tables}
+        super().__init__(rng)
+        self._tables = {table.name: table for table in SCHEMAS[schema]}
         self._database = database
-
-    def pick(self, options: Sequence[Any]) -> Any:
-        """One of several; `LookupError` when there are none, which draws the question anew."""
-        if not options:
-            raise LookupError("no such column")
-        return options[int(self.rng.integers(len(options)))]
-
-    def number(self, low: int, high: int) -> int:
-        """A whole number from `low` to `high`."""
-        return int(self.rng.integers(low, high + 1))
 
     def table(self) -> Table:
         """Any table."""
-        return self.pick(self.tables)
+        return self.row(*self._tables.values())
+
+    def column(self, table: Table, *kinds: str, nullable: bool | None = None) -> Column:
+        """A column of these kinds; `LookupError` when there is none, which draws the question anew."""
+        if not (columns := table.of_kind(*kinds, nullable=nullable)):
+            raise LookupError(f"{table} has no such column")
+        return self.row(*columns)
 
     def link(self) -> tuple[Table, Column, Table]:
         """A table, its foreign key and the table that it points to."""
-        child = self.pick([table for table in self.tables if table.of_kind("reference")])
+        child = self.row(*(table for table in self._tables.values() if table.of_kind("reference")))
         key = child.of_kind("reference")[0]
-        return child, key, self._by_name[key.table]
+        return child, key, self._tables[key.table]
 
     def value(self, table: Table, column: Column) -> Any:
         """A value of a column, none that is missing."""
-        rows = trusted_rows(
-            self._database,
-            f"SELECT DISTINCT {column.name} FROM {table.name} WHERE {column.name} IS NOT NULL ORDER BY 1",
-        )
-        return self.pick(rows)[0]
-
-
-def _names(table: Table, **columns: Column) -> dict[str, Any]:
-    """What sentences and queries call a table, the column that names its rows, and further columns."""
-    return {"t": table.name, "label": table.label.name} | {name: column.name for name, column in columns.items()}
-
-
-def _category(draw: Draw) -> dict[str, Any]:
-    table = draw.table()
-    column = draw.pick(table.of_kind("category"))
-    return _names(table, c=column) | {"v": draw.value(table, column)}
-
-
-def _number(draw: Draw) -> dict[str, Any]:
-    table = draw.table()
-    column = draw.pick(table.of_kind("integer", "real"))
-    return _names(table, n=column) | {"k": draw.value(table, column)}
-
-
-def _both(draw: Draw) -> dict[str, Any]:
-    table = draw.table()
-    category, number = draw.pick(table.of_kind("category")), draw.pick(table.of_kind("integer", "real"))
-    values = {"v": draw.value(table, category), "k": draw.value(table, number)}
-    return _names(table, c=category, n=number) | values
-
-
-def _aggregate(draw: Draw) -> dict[str, Any]:
-    word, function = draw.pick([("average", "AVG"), ("total", "SUM"), ("highest", "MAX"), ("lowest", "MIN")])
-    return _both(draw) | {"word": word, "f": function}
-
-
-def _missing(draw: Draw) -> dict[str, Any]:
-    table = draw.table()
-    return _names(table, n=draw.pick(table.of_kind("integer", "real", nullable=True)))
-
-
-def _top(draw: Draw) -> dict[str, Any]:
-    word, order = draw.pick([("highest", "DESC"), ("lowest", "ASC")])
-    return _number(draw) | {"count": draw.number(2, 5), "word": word, "order": order}
-
-
-def _having(draw: Draw) -> dict[str, Any]:
-    return _category(draw) | {"count": draw.number(2, 9)}
-
-
-def _linked(draw: Draw, of: str = "") -> dict[str, Any]:
-    """A table that refers to another; with `of`, also a column of these kinds in the referred table and its value."""
-    child, key, parent = draw.link()
-    names = _names(child, fk=key) | {"p": parent.name, "p_label": parent.label.name}
-    if of:
-        column = draw.pick(parent.of_kind(*of.split()))
-        value = draw.value(parent, column)
-        names |= {"c": column.name, "v": f"'{value}'" if isinstance(value, str) else value}
-    return names
-
-
-def _linked_number(draw: Draw) -> dict[str, Any]:
-    child, key, parent = draw.link()
-    number = draw.pick(child.of_kind("integer", "real"))
-    return _names(child, fk=key, n=number) | {"p": parent.name, "count": draw.number(1, 3)}
-
-
-def _kinds() -> dict[str, Kind]:
-    draws = {
-        "category": _category,
-        "number": _number,
-        "both": _both,
-        "aggregate": _aggregate,
-        "missing": _missing,
-        "top": _top,
-        "having": _having,
-        "linked": _linked,
-        "linked_value": functools.partial(_linked, of="category integer"),
-        "linked_number": _linked_number,
-    }
-    rows = yaml.safe_load(Path(__file__).with_name("kinds.yaml").read_text("utf-8"))
-    return {name: Kind(**row | {"draw": draws[row["draw"]]}) for name, row in rows.items()}
-
-
-KINDS = _kinds()
+        values = f"SELECT DISTINCT {column} FROM {table} WHERE {column} IS NOT NULL ORDER BY 1"
+        return self.row(*trusted_rows(self._database, values))[0]
 
 
 @dataclass(frozen=True)
@@ -198,7 +114,7 @@ def generate(rng: np.random.Generator, kinds: Sequence[str], schemas: Sequence[s
         kind = KINDS[name]
         images, shown = databases(schema), int(rng.integers(POOL))
         try:
-            names = kind.draw(Draw(rng, schema, images[shown]))
+            names = Draw(rng, schema, images[shown])(_FILE["draws"][kind.draw], {})
         except LookupError:
             continue
         sql = kind.sql.format(**names)

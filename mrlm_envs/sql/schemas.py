@@ -4,10 +4,10 @@ import contextlib
 import functools
 import sqlite3
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import yaml
+
+from mrlm_envs.tasks import packaged
 
 POOL = 6  # databases of each schema; a query is right when it is right on all of them
 _NULL_SHARE = 0.15
@@ -47,6 +47,9 @@ class Column:
     table: str = ""
     nullable: bool = False
 
+    def __str__(self) -> str:
+        return self.name
+
 
 @dataclass(frozen=True)
 class Table:
@@ -54,6 +57,9 @@ class Table:
 
     name: str
     columns: tuple[Column, ...]
+
+    def __str__(self) -> str:
+        return self.name
 
     def of_kind(self, *kinds: str, nullable: bool | None = None) -> list[Column]:
         """Columns of these kinds, all or only those that may or may not be NULL."""
@@ -80,7 +86,7 @@ def _column(text: str) -> Column:
 
 SCHEMAS: dict[str, tuple[Table, ...]] = {
     schema: tuple(Table(name, tuple(map(_column, columns))) for name, columns in tables.items())
-    for schema, tables in yaml.safe_load(Path(__file__).with_name("schemas.yaml").read_text("utf-8")).items()
+    for schema, tables in packaged(__file__, "schemas.yaml").items()
 }
 _TYPES = {"integer": "INTEGER", "real": "REAL", "reference": "INTEGER"}
 

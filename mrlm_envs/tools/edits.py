@@ -19,10 +19,6 @@ Drawn = tuple[str, dict[str, str], dict[str, str], list[tuple[Call, ...]]]
 """Question, files before, files after, reference turns."""
 
 
-def _some(draw: Draw, words: list[str], count: int) -> list[str]:
-    return [words[i] for i in draw.rng.permutation(len(words))[:count]]
-
-
 def _look(files: Iterable[str]) -> list[tuple[Call, ...]]:
     """The turns in which the reference lists the files and reads them all."""
     return [(Call("list_files", {}),), tuple(Call("read_file", {"path": path}) for path in sorted(files))]
@@ -30,12 +26,12 @@ def _look(files: Iterable[str]) -> list[tuple[Call, ...]]:
 
 def _setting(draw: Draw, level: int) -> Drawn:
     """Change one value in the one file of several that is meant by its content."""
-    places = _some(draw, _PLACES, 2 + level)
-    owners = _some(draw, _NAMES, len(places))
+    places = draw.some(_PLACES, 2 + level)
+    owners = draw.some(_NAMES, len(places))
     key = draw.row(*_KEYS)
     before = {}
     for place, owner in zip(places, owners):
-        keys = [key, *_some(draw, [name for name in _KEYS if name != key], 3 + level)]
+        keys = [key, *draw.some([name for name in _KEYS if name != key], 3 + level)]
         lines = [f"{name} = {draw.whole(10, 9999)}" for name in sorted(keys)]
         before[f"config/{place}.ini"] = "\n".join([f"# owner: {owner}", *lines]) + "\n"
     chosen = draw.whole(0, len(places) - 1)
@@ -50,8 +46,8 @@ def _setting(draw: Draw, level: int) -> Drawn:
 
 def _cleaning(draw: Draw, level: int) -> Drawn:
     """Delete or move the files whose first line says so."""
-    names = _some(draw, _NAMES, 3 + level)
-    finished = set(_some(draw, names, draw.whole(1, len(names) - 2)))
+    names = draw.some(_NAMES, 3 + level)
+    finished = set(draw.some(names, draw.whole(1, len(names) - 2)))
     before = {}
     for name in names:
         status = "done" if name in finished else "open"
@@ -69,11 +65,11 @@ def _cleaning(draw: Draw, level: int) -> Drawn:
 
 def _renaming(draw: Draw, level: int) -> Drawn:
     """Rename a function wherever it is called."""
-    verbs, nouns = _some(draw, _VERBS, 4), _some(draw, _NOUNS, 4)
+    verbs, nouns = draw.some(_VERBS, 4), draw.some(_NOUNS, 4)
     functions = [f"{verb}_{noun}" for verb, noun in zip(verbs, nouns)]
     old, new = functions[0], f"{verbs[1]}_{nouns[0]}"
-    modules = _some(draw, _PLACES, 2 + level)
-    using = set(_some(draw, modules, draw.whole(1, len(modules) - 1)))
+    modules = draw.some(_PLACES, 2 + level)
+    using = set(draw.some(modules, draw.whole(1, len(modules) - 1)))
     before = {}
     for module in modules:
         called = [functions[draw.whole(1, 3)] for _ in range(2)]
@@ -94,8 +90,8 @@ def _renaming(draw: Draw, level: int) -> Drawn:
 
 def _merging(draw: Draw, level: int) -> Drawn:
     """Merge lists into one sorted file."""
-    places = _some(draw, _PLACES, 2 + level // 3)
-    words = _some(draw, [f"{a}-{b}" for a in _NAMES for b in _NOUNS], 2 * level + 4)
+    places = draw.some(_PLACES, 2 + level // 3)
+    words = draw.some([f"{a}-{b}" for a in _NAMES for b in _NOUNS], 2 * level + 4)
     before = {}
     for i, place in enumerate(places):
         before[f"lists/{place}.txt"] = "\n".join(words[i :: len(places)]) + "\n"

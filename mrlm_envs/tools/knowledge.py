@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from mrlm_envs.search import FullText
-from mrlm_envs.tasks import Source, Tasks
+from mrlm_envs.tasks import Source, Tasks, field
 from mrlm_envs.tools import corpus
 from mrlm_envs.tools.registry import ToolError, Toolset, tool
 
@@ -15,10 +15,11 @@ _OPENING = 160  # characters of a page in a list of results
 
 
 class Page(NamedTuple):
-    """A page to search for."""
+    """A page to search for, and the file and row that it comes from."""
 
     title: str
     text: str
+    where: str
 
     @property
     def task_id(self) -> str:
@@ -30,17 +31,18 @@ class Knowledge(Toolset):
     """Search and read pages. Stateless, so one may serve many episodes; thread-safe.
 
     Args:
-        pages: Title and text of each.
+        pages: Title and text of each, and where it comes from, for errors.
 
     Raises:
         ValueError: Two pages have one title.
     """
 
-    def __init__(self, pages: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, pages: Iterable[tuple[str, ...]]) -> None:
         self._pages: dict[str, str] = {}
-        for number, (title, text) in enumerate(pages, start=1):
+        for title, text, *where in pages:
             if title in self._pages:
-                raise ValueError(f"corpus, row {number}: a second page {title!r}")
+                place = where[0] if where else "corpus"
+                raise ValueError(f"{place}: a second page is titled {title!r}; give each page a title of its own")
             self._pages[title] = text
         self._titles = {_folded(title): title for title in self._pages}
         self._index = FullText(self._pages.items())
@@ -94,12 +96,10 @@ def _cut(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=8)  # by process: a forked child may not use its parent's connection
-def _shared(pages: tuple[tuple[str, str], ...], pid: int) -> Knowledge:
+def _shared(pages: tuple[tuple[str, ...], ...], pid: int) -> Knowledge:
     return Knowledge(pages)
 
 
 def _page(row: Mapping[str, Any], number: int, source: str) -> Page:
-    for field in ("title", "text"):
-        if not isinstance(row.get(field), str):
-            raise ValueError(f"corpus {source}, row {number}: field {field!r} is missing, or no text")
-    return Page(row["title"], row["text"])
+    where = f"corpus {source}, row {number}"
+    return Page(field(row, "title", where, str), field(row, "text", where, str), where)

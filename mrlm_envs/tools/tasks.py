@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mrlm_envs.tasks import text_field
 from mrlm_envs.tools.calls import Call
 from mrlm_envs.tools.computing import calculator_task, python_task
 from mrlm_envs.tools.edits import files_task
@@ -67,9 +68,8 @@ def task(row: Mapping[str, Any], number: int, source: str) -> Task:
         ValueError: Names source, row and the field that is missing or does not fit.
     """
     where = f"tasks {source}, row {number}"
-    question, answer = row.get("question", row.get("task")), row.get("answer", row.get("expected_answer"))
-    if not isinstance(question, str) or not question.strip():
-        raise ValueError(f"{where}: field 'question' is missing (found: {', '.join(map(str, row)) or 'nothing'})")
+    question = text_field(row, "task" if "task" in row and "question" not in row else "question", where)
+    answer = row.get("answer", row.get("expected_answer"))
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)
     if answer is not None and (not isinstance(answer, str) or not answer.strip()):

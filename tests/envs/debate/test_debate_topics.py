@@ -63,7 +63,8 @@ def test_a_row_gets_ids_and_a_clean_motion():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"motion": ""}, "field 'motion' must be text"),
+        ({"motion": ""}, "field 'motion' is empty"),
+        ({"motion": 7}, "field 'motion' must be text"),
         ({"pro": []}, "field 'pro' must be a list"),
         ({"pro": [7]}, "pro evidence 1 must be an object with 'claim'"),
         ({"pro": [{"claim": "x", "id": "1P"}]}, "evidence id '1P' must be letters and a number"),

@@ -302,6 +302,9 @@ def test_pages_of_your_own_are_searched_and_a_bad_row_is_named(tmp_path):
     assert Knowledge.of(str(path)) is Knowledge.of(str(path))
     with pytest.raises(ValueError, match="corpus given as a list, row 2: field 'text' is missing"):
         Knowledge.of([{"title": "a", "text": "b"}, {"title": "c"}])
+    path.write_text('{"title": "Fjord", "text": "A long inlet."}\n{"title": "Fjord", "text": "Another."}\n')
+    with pytest.raises(ValueError, match=r"^corpus pages\.jsonl, row 2: .*'Fjord'; give each page a title of its own$"):
+        Knowledge.of(str(path))
     with pytest.raises(FileNotFoundError, match=r"corpus nowhere\.jsonl: no such file"):
         Knowledge.of("nowhere.jsonl")
 
