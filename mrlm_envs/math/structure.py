@@ -140,15 +140,20 @@ def equation(text: str) -> list[str] | None:
 
 def relation_sides(text: str) -> tuple[str, list[str]] | None:
     r"""The relation and its sides, `>` and `\ge` reversed; None when there is none, or several different ones."""
-    operators = _RELATION.findall(text)
+    operators, sides = _relations(text)
     if not operators or len(set(operators)) != 1 or (operators[0] != "=" and len(operators) != 1):
         return None
-    sides = [side.strip() for side in _RELATION.split(text)]
-    if not all(sides):
-        return None
-    if operators[0] in (">", r"\ge"):
-        return _FLIPPED[operators[0]], sides[::-1]
     return operators[0], sides
+
+
+def _relations(text: str) -> tuple[list[str], list[str]]:
+    """The relations in a text and their sides, from the smallest on if it begins with `>`; none if a side is empty."""
+    operators, sides = _RELATION.findall(text), [side.strip() for side in _RELATION.split(text)]
+    if not all(sides):
+        return [], []
+    if operators and operators[0] in (">", r"\ge"):
+        return [_FLIPPED.get(operator, operator) for operator in operators[::-1]], sides[::-1]
+    return operators, sides
 
 
 def intervals(text: str) -> tuple[str, list[Collection]] | None:
@@ -195,12 +200,8 @@ def _one_interval(text: str) -> tuple[str, Collection] | None:
         if low.items[1] != r"\infty" or high.items[0] != r"-\infty":
             return None
         return both[0][0], Collection(low.kind[0] + high.kind[1], [low.items[0], high.items[1]])
-    operators, sides = _RELATION.findall(text), [side.strip() for side in _RELATION.split(text)]
-    if not operators or not all(sides) or not all(operator in _FLIPPED for operator in operators):
-        return None
-    if operators[0] in (">", r"\ge"):
-        operators, sides = [_FLIPPED[operator] for operator in operators[::-1]], sides[::-1]
-    if any(operator in (">", r"\ge") for operator in operators):
+    operators, sides = _relations(text)
+    if not operators or not set(operators) <= {"<", r"\le"}:
         return None
     strict = [operator == "<" for operator in operators]
     if len(sides) == 3 and is_symbol(sides[1]):

@@ -27,7 +27,9 @@ What counts as right:
 - **Collections:** bare lists and `{…}` in any order, `(…)` in its own; brackets may be left out, but not exchanged.
 """
 
+import itertools
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 from mrlm_envs import answers
@@ -208,10 +210,9 @@ def _structured(answer: str, gold: str, budget: symbolic.Budget, depth: int) -> 
     answer, gold = _value_of(answer, gold), _value_of(gold, answer)
     rows, mine = matrix(gold), matrix(answer)
     if rows is not None or mine is not None:
-        if rows is None or mine is None or [len(row) for row in rows] != [len(row) for row in mine]:
+        if rows is None or mine is None or [*map(len, rows)] != [*map(len, mine)]:
             return False
-        pairs = [(a, g) for mine_row, row in zip(mine, rows) for a, g in zip(mine_row, row)]
-        return _all_same(pairs, budget, depth)
+        return _all_same(itertools.chain(*mine), itertools.chain(*rows), budget, depth)
 
     gold_intervals, mine_intervals = intervals(gold), intervals(answer)
     if gold_intervals is not None and mine_intervals is not None:
@@ -220,7 +221,7 @@ def _structured(answer: str, gold: str, budget: symbolic.Budget, depth: int) -> 
         if name and my_name and name != my_name:
             return False
         return _in_any_order(
-            my_parts, parts, lambda a, g: a.kind == g.kind and _all_same(list(zip(a.items, g.items)), budget, depth)
+            my_parts, parts, lambda a, g: a.kind == g.kind and _all_same(a.items, g.items, budget, depth)
         )
 
     many, mine_many = collection(plus_minus(gold)), collection(plus_minus(answer))
@@ -231,10 +232,7 @@ def _structured(answer: str, gold: str, budget: symbolic.Budget, depth: int) -> 
     if (inner, my_inner) != (gold, answer):
         return _same(my_inner, inner, budget, depth + 1)
 
-    sides, my_sides = relation_sides(gold), relation_sides(answer)
-    if sides is not None or my_sides is not None:
-        return _same_relation(answer, my_sides, gold, sides, budget, depth)
-    return _same_expression(answer, gold, budget, depth)
+    return _same_relation(answer, gold, budget, depth)
 
 
 def _same_collection(answer: Collection, gold: Collection, budget: symbolic.Budget, depth: int) -> bool:
@@ -252,11 +250,11 @@ def _same_collection(answer: Collection, gold: Collection, budget: symbolic.Budg
         if len(set(items)) == len(items):  # a value that is said twice is said
             answer = Collection(answer.kind, list(dict.fromkeys(mine)))
         return _in_any_order(answer.items, gold.items, lambda a, g: _same(a, g, budget, depth + 1))
-    return len(answer.items) == len(gold.items) and _all_same(list(zip(answer.items, gold.items)), budget, depth)
+    return len(answer.items) == len(gold.items) and _all_same(answer.items, gold.items, budget, depth)
 
 
-def _all_same(pairs: list[tuple[str, str]], budget: symbolic.Budget, depth: int) -> bool:
-    return all(_same(a, g, budget, depth + 1) for a, g in pairs)
+def _all_same(answers: Iterable[str], golds: Iterable[str], budget: symbolic.Budget, depth: int) -> bool:
+    return all(_same(a, g, budget, depth + 1) for a, g in zip(answers, golds))
 
 
 def _in_any_order(answer: list, gold: list, same) -> bool:
@@ -265,23 +263,18 @@ def _in_any_order(answer: list, gold: list, same) -> bool:
         return False
     left = list(answer)
     for wanted in gold:
-        partner = next((a for a in left if a == wanted), None)
-        if partner is None:
-            partner = next((a for a in left if same(a, wanted)), None)
+        partner = wanted if wanted in left else next((a for a in left if same(a, wanted)), None)
         if partner is None:
             return False
         left.remove(partner)
     return True
 
 
-def _same_relation(
-    answer: str,
-    my_sides: tuple[str, list[str]] | None,
-    gold: str,
-    sides: tuple[str, list[str]] | None,
-    budget: symbolic.Budget,
-    depth: int,
-) -> bool:
+def _same_relation(answer: str, gold: str, budget: symbolic.Budget, depth: int) -> bool:
+    """Compare two equations or inequalities, an equation with a value, or else two expressions."""
+    sides, my_sides = relation_sides(gold), relation_sides(answer)
+    if sides is None and my_sides is None:
+        return _same_expression(answer, gold, budget, depth)
     if sides is None:  # `x = 5` against 5; an inequality is never a value
         return my_sides is not None and my_sides[0] == "=" and _assigns(my_sides[1], gold, budget, depth)
     if my_sides is None:
@@ -313,12 +306,11 @@ def _same_expression(answer: str, gold: str, budget: symbolic.Budget, depth: int
         digits, base = mine.groups() if mine is not None else (answer, based[2])
         return (digits.upper(), base) == (based[1].upper(), based[2])
     (value, measure), (my_value, my_measure) = _measured(gold), _measured(answer)
-    if measure and my_measure:
-        if measure != my_measure:
-            return False
-        gold, answer = value, my_value
-    elif measure or my_measure:
+    if (measure is None) != (my_measure is None):
         return _same(my_value, value, budget, depth + 1)
+    if measure != my_measure:
+        return False
+    answer, gold = my_value, value
     if _is_text(gold) or _is_text(answer):
         return _plain_words(answer) == _plain_words(gold) != ""
     answer, gold = _as_latex(answer, gold)
@@ -373,9 +365,8 @@ def _approximated(answer: str) -> str:
 
 def _unwrapped(text: str) -> str:
     """`(x + 1)` without its parentheses, if they belong together and hold one thing."""
-    around = enclosed(text)
-    holds_one = around is not None and around[0] == "()" and len(split_top(around[1], ",;")) == 1
-    return around[1] if around is not None and holds_one else text
+    kind, inside = enclosed(text) or ("", text)
+    return inside if kind == "()" and len(split_top(inside, ",;")) == 1 else text
 
 
 def _measured(text: str) -> tuple[str, tuple | None]:

@@ -33,7 +33,7 @@ _THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3})((?:,\d{3})+)(?![\d,])")
 _PERCENT = re.compile(r"%(?=\s*(?:of\b|$|[)*/+\-,\0%]))")
 _SIGNED_MODULO = re.compile(r"\s%\s*-\s*(?=[\d(])")
 _FACTORIAL = re.compile(r"(?<![\w.)])(\d{1,9})!(?!=)")
-_CALL = re.compile(r"[A-Za-z_]\w*\s*\(|[()]|,")
+_BRACKET = re.compile(r"([A-Za-z_]\w*\s*\(|[()])")
 
 
 def calculate(expression: str) -> str:
@@ -93,28 +93,17 @@ def _normalised(expression: str) -> str:
 
 def _thousands(text: str) -> str:
     """Without thousands separators, except within a function's brackets, where a comma separates arguments."""
-    if "," not in text:
-        return text
-    pieces, start = [], 0
+    pieces = _BRACKET.split(text)
     brackets: list[bool] = []  # whether each open bracket is a function's
-    for token in _CALL.finditer(text):
-        if token[0] == ",":
-            continue
-        in_call = bool(brackets) and brackets[-1]
-        piece = text[start : token.end()]
-        pieces.append(piece if in_call else _joined(piece))
-        start = token.end()
-        if token[0] == ")":
-            if brackets:
-                brackets.pop()
+    for i, piece in enumerate(pieces):
+        if i % 2 == 0:  # between two brackets
+            if not (brackets and brackets[-1]):
+                pieces[i] = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), piece)
+        elif piece == ")":
+            del brackets[-1:]
         else:
-            brackets.append(token[0] != "(")
-    rest = text[start:]
-    return "".join([*pieces, rest if brackets and brackets[-1] else _joined(rest)])
-
-
-def _joined(text: str) -> str:
-    return _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
+            brackets.append(piece != "(")
+    return "".join(pieces)
 
 
 def _checked(value: Any) -> Any:
