@@ -5,6 +5,7 @@ takes the question: waiting for a worker to start, or for a busy one, does not c
 """
 
 import atexit
+import contextlib
 import json
 import os
 import queue
@@ -12,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 SECONDS = 1.4  # a comparison that takes longer is "different"
@@ -31,17 +33,17 @@ class Budget:
 
 
 class _Worker:
-    """One worker process and the thread that started it and reads its one-byte replies.
+    """One worker process and the thread that starts it and reads its one-byte replies.
 
     The thread lives as long as the process: the kernel's parent-death signal follows the thread, not the process.
-    Its pipes are unbuffered, so a fork of our process inherits no lock.
+    Its pipes are unbuffered, so a fork of our process inherits no lock. The process ends when its stdin does.
     """
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self.replies: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.is_usable = False
         self._start = b""
-        threading.Thread(target=self._run, name="mrlm-math-worker", daemon=True).start()
 
     def _run(self) -> None:
         command = [sys.executable, "-s", "-P", str(Path(__file__).with_name("worker.py")), json.dumps(sys.path)]
@@ -60,8 +62,10 @@ class _Worker:
         self.replies.put(b"")
 
     def start(self) -> bytes:
-        """Wait until the worker has started: R(eady), F(ault), or b"" when the process died."""
-        self._start = self._start or self._reply(_START_SECONDS)
+        """Start the worker, if it is new, and wait for it: R(eady), F(ault), or b"" when the process died."""
+        if not self._start:
+            threading.Thread(target=self._run, name="mrlm-math-worker", daemon=True).start()
+            self._start = self._reply(_START_SECONDS)
         return self._start
 
     def ask(self, kind: str, gold: Sequence[str], answer: Sequence[str], seconds: float) -> bytes:
@@ -86,29 +90,28 @@ class _Worker:
 
 
 class _Pool:
-    """A few workers, each used by one thread at a time and started when all others are busy."""
+    """A few workers, each used by one thread at a time and started when all that run are busy."""
 
     def __init__(self) -> None:
-        self.workers: list[_Worker] = []
-        self._free: list[_Worker] = []
-        self._places = threading.BoundedSemaphore(min(4, os.cpu_count() or 1))
+        self.workers = [_Worker() for _ in range(min(4, os.cpu_count() or 1))]
+        self._free = deque(self.workers)  # those that run on the right
+        self._places = threading.BoundedSemaphore(len(self.workers))
 
-    def take(self) -> _Worker:
-        self._places.acquire()
-        try:
-            return self._free.pop()
-        except IndexError:  # all that there are, are busy, and there may be one more
-            self.workers.append(worker := _Worker())
-            return worker
-
-    def give(self, worker: _Worker) -> None:
-        self._free.append(worker)
-        self._places.release()
-
-    def drop(self, worker: _Worker) -> None:
-        worker.kill()
-        self.workers.remove(worker)
-        self._places.release()
+    @contextlib.contextmanager
+    def worker(self) -> Iterator[_Worker]:
+        """A worker for one question; it is replaced unless it is usable at the end."""
+        with self._places:
+            worker = self._free.pop()
+            worker.is_usable = False
+            try:
+                yield worker
+            finally:
+                if worker.is_usable:
+                    self._free.append(worker)
+                else:
+                    worker.kill()
+                    self.workers[self.workers.index(worker)] = fresh = _Worker()
+                    self._free.appendleft(fresh)
 
 
 _pool = _Pool()
@@ -158,28 +161,21 @@ def same(kind: str, gold: Sequence[str], answer: Sequence[str], budget: Budget |
         return False
     is_retry = False
     for _ in range(3):  # a worker that was killed from outside is no verdict: ask the next one
-        worker = _pool.take()
-        verdict, usable = b"", False
-        try:
-            start = worker.start()
+        with _pool.worker() as worker:
+            verdict, start = b"", worker.start()
             if start == b"R":
                 begun = time.monotonic()
                 verdict = worker.ask(kind, gold, answer, budget.left)
                 budget.left -= time.monotonic() - begun
-                usable = verdict in (b"E", b"D")
-                if not usable and verdict != b"":  # late or crashed: the agent's doing, or the machine's?
-                    begun = time.monotonic()
-                    usable = worker.ask(*_CANARY, _CANARY_SECONDS) == b"E"
-                    if usable and not is_retry and time.monotonic() - begun > _STARVED:
-                        is_retry, budget.left = True, SECONDS
-                        continue
-        finally:
-            if usable:
-                _pool.give(worker)
-            else:
-                _pool.drop(worker)
-        if usable:
-            return verdict == b"E"
+                worker.is_usable = verdict in (b"E", b"D")
+            if not worker.is_usable and verdict != b"":  # late or crashed: the agent's doing, or the machine's?
+                begun = time.monotonic()
+                worker.is_usable = worker.ask(*_CANARY, _CANARY_SECONDS) == b"E"
+                if worker.is_usable and not is_retry and time.monotonic() - begun > _STARVED:
+                    is_retry, budget.left = True, SECONDS
+                    continue
+            if worker.is_usable:
+                return verdict == b"E"
         if start == b"F":
             raise EnvFault(f"math grader: math-verify does not work under {sys.executable}; reinstall it")
         if verdict != b"":  # late or crashed, and the canary too
