@@ -30,29 +30,21 @@ def matches(got: Any, expected: Any, compare: Compare = "strict") -> bool:
         if not isinstance(got, kinds) or not isinstance(expected, kinds) or len(got) != len(expected):
             return False
         return sorted(map(_canonical, got)) == sorted(map(_canonical, expected))
-    return _match(got, expected, compare)
+    return _canonical(got) == _canonical(expected) if compare == "strict" else _match(got, expected, compare == "close")
 
 
-def _match(got: Any, expected: Any, compare: Compare) -> bool:
-    if compare == "strict" and type(got) is not type(expected):
-        return False
+def _match(got: Any, expected: Any, is_close: bool) -> bool:
     if isinstance(expected, list | tuple):
         if not isinstance(got, list | tuple) or len(got) != len(expected):
             return False
-        return all(_match(g, e, compare) for g, e in zip(got, expected))
+        return all(_match(g, e, is_close) for g, e in zip(got, expected))
     if isinstance(expected, dict):
         if not isinstance(got, dict) or len(got) != len(expected):
             return False
-        if compare == "strict" and sorted(map(_canonical, got)) != sorted(map(_canonical, expected)):
-            return False
-        return all(key in got and _match(got[key], value, compare) for key, value in expected.items())
-    if isinstance(expected, set | frozenset):
-        if compare == "strict":
-            return sorted(map(_canonical, got)) == sorted(map(_canonical, expected))
-        return isinstance(got, set | frozenset) and got == expected
+        return all(key in got and _match(got[key], value, is_close) for key, value in expected.items())
     if isinstance(expected, float) and math.isnan(expected):
         return isinstance(got, float) and math.isnan(got)
-    if compare == "close" and _is_number(got) and _is_number(expected):
+    if is_close and _is_number(got) and _is_number(expected):
         try:
             return math.isclose(got, expected, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
         except OverflowError:  # an integer beyond any float
@@ -80,9 +72,7 @@ def _canonical(value: Any) -> tuple[str, Any]:
         return name, f"{value:x}"
     if isinstance(value, Opaque):
         return name, str(id(value))
-    if value == 0.0 and isinstance(value, float):
-        return name, "0.0"
-    return name, repr(value)
+    return name, repr(value + 0) if isinstance(value, float | complex) else repr(value)  # -0.0 equals 0.0
 
 
 def same_output(got: bytes, expected: str) -> bool:

@@ -11,12 +11,7 @@ from mrlm_envs.debate.rules import MAX_STATEMENT, POINTS, cited_ids
 from mrlm_envs.debate.topics import SIDES, Evidence, Topic, other
 from mrlm_envs.tasks import packaged
 
-SYSTEM_PROMPT = (
-    "You take part in a debate before a judge. Open each statement with the line 'Stance: pro' or 'Stance: con', your "
-    "side, and argue it in a few sentences of prose, under 150 words. For each piece of evidence write a sentence "
-    "that cites it as [P1], quotes its claim word for word and says why it matters. To answer the other side, name "
-    "its point: In reply to [C2], we learn in [P1] that ... A denial (not, wrong, if) beside a quotation takes it back."
-)
+SYSTEM_PROMPT: str = packaged(__file__, "prompts.yaml")["system"]
 NOTHING = "(Nothing was said.)"
 
 

@@ -13,16 +13,7 @@ POOL = 6  # databases of each schema; a query is right when it is right on all o
 _NULL_SHARE = 0.15
 _CHILDLESS = 0.2  # share of rows that no foreign key points to
 
-_WORDS = {
-    "person": (
-        "Ada Ben Chen Dina Emil Fatou Goro Hana Ivan Jana Kofi Lena Miro Nadia Omar Petra Quinn Rosa Sami Tara",
-        "Adler Brandt Costa Diallo Evans Fischer Garcia Haddad Ito Jansen Kowalski Lopez Mensah Novak Okafor",
-    ),
-    "label": (
-        "Silver Amber Old Blue Quiet Northern Royal Hidden Green Stone Winter Golden Little Open Red",
-        "River Garden Lantern Harbour Mill Falcon Bridge Orchard Mirror Tower Meadow Compass Anchor Forest",
-    ),
-}
+_FILE = packaged(__file__, "schemas.yaml")
 
 
 @dataclass(frozen=True)
@@ -86,7 +77,7 @@ def _column(text: str) -> Column:
 
 SCHEMAS: dict[str, tuple[Table, ...]] = {
     schema: tuple(Table(name, tuple(map(_column, columns))) for name, columns in tables.items())
-    for schema, tables in packaged(__file__, "schemas.yaml").items()
+    for schema, tables in _FILE["schemas"].items()
 }
 _TYPES = {"integer": "INTEGER", "real": "REAL", "reference": "INTEGER"}
 
@@ -139,7 +130,7 @@ def _values(column: Column, count: int, sizes: dict[str, int], rng: np.random.Ge
     elif column.kind == "date":
         drawn = [f"202{y}-{m:02}-{d:02}" for y, m, d in zip(*(rng.integers(a, b, count) for a, b in _DATE))]
     else:
-        first, last = (words.split() for words in _WORDS[column.values[0]])
+        first, last = (words.split() for words in _FILE["words"][column.values[0]])
         drawn = [f"{rng.choice(first)} {rng.choice(last)}" for _ in range(count)]
     if column.nullable:
         drawn = [None if missing else value for value, missing in zip(drawn, rng.random(count) < _NULL_SHARE)]

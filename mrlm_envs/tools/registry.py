@@ -87,10 +87,12 @@ class Tool:
             from jsonschema.validators import validator_for
 
             self._validator = validator_for(self.parameters)(self.parameters)
-        for error in self._validator.iter_errors(dict(arguments)):
-            where = f"argument {error.absolute_path[0]!r}: " if error.absolute_path else ""
-            return f"{where}{error.message[:300]}"
-        return None
+        try:
+            error = next(self._validator.iter_errors(dict(arguments)), None)
+        except RecursionError:
+            return "too deeply nested"
+        where = f"argument {error.absolute_path[0]!r}: " if error is not None and error.absolute_path else ""
+        return None if error is None else f"{where}{error.message[:300]}"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function itself."""
@@ -166,24 +168,12 @@ class ToolRegistry:
         """
         if isinstance(entry, Toolset):
             self._sets.append(entry)
-            added = entry.tools
-        elif isinstance(entry, Tool):
-            added = [entry]
-        else:
-            added = [Tool(entry, **getattr(entry, "__mrlm_tool__", {}))]
-        for new in added:
+        elif not isinstance(entry, Tool):
+            entry = Tool(entry, **getattr(entry, "__mrlm_tool__", {}))
+        for new in entry.tools if isinstance(entry, Toolset) else [entry]:
             if new.name in self._tools:
                 raise ValueError(f"two tools are named {new.name!r}; give one of them another name")
             self._tools[new.name] = new
-
-    def __len__(self) -> int:
-        return len(self._tools)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tools
-
-    def __getitem__(self, name: str) -> Tool:
-        return self._tools[name]
 
     @property
     def names(self) -> list[str]:
@@ -212,11 +202,7 @@ class ToolRegistry:
             known = ", ".join(self._tools) or "none"
             return Outcome(_shown(f"error: there is no tool {name[:100]!r}; the tools are: {known}"), valid=False)
         tool = self._tools[name]
-        try:
-            complaint = tool.complaint(arguments)
-        except RecursionError:
-            complaint = "too deeply nested"
-        if complaint is not None:
+        if (complaint := tool.complaint(arguments)) is not None:
             return Outcome(_shown(f"error: {name}: {complaint}. Usage: {usage(tool)}"), valid=False)
         try:
             result = tool.function(**arguments)
