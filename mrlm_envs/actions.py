@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from mrlm_envs import answers
 from mrlm_envs.core import Reply
-from mrlm_envs.tasks import check_choice
+from mrlm_envs.tasks import check_choice, check_counts
 
 A = TypeVar("A")
 REWARDS = ("success", "grl")
@@ -72,9 +72,7 @@ class Actions:
         keys: Mapping[str, str] | None = None,
     ) -> None:
         check_choice("reward", reward, REWARDS)
-        for name, value in (("max_actions_per_turn", max_actions_per_turn), ("max_actions", max_actions)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        check_counts(max_actions_per_turn=max_actions_per_turn, max_actions=max_actions)
         if format_penalty is not None and not format_penalty <= 0:
             raise ValueError(f"format_penalty must be 0 or negative, got {format_penalty!r}")
         self.is_grl = reward == "grl"

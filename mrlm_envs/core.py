@@ -36,7 +36,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from mrlm_envs.spaces import Unicode
-from mrlm_envs.tasks import SPLITS, Row, Source, Tasks, check_choice, in_split, nearest
+from mrlm_envs.tasks import SPLITS, Row, Source, Tasks, check_choice, check_counts, in_split, nearest
 
 Info = dict[str, Any]
 Options = dict[str, Any]
@@ -134,10 +134,7 @@ class TextEnv(gymnasium.Env[str, str]):
         if unknown:
             raise TypeError(_unknown_argument(type(self), next(iter(unknown))))
         check_choice("split", split, SPLITS)
-        if not isinstance(max_turns, int) or max_turns < 1:
-            raise ValueError(f"max_turns must be an integer of at least 1, got {max_turns!r}")
-        if not isinstance(max_length, int) or max_length < 1:
-            raise ValueError(f"max_length must be an integer of at least 1, got {max_length!r}")
+        check_counts(max_turns=max_turns, max_length=max_length)
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
         self.split, self.max_turns, self.max_length = split, max_turns, max_length
@@ -262,21 +259,15 @@ class TextEnv(gymnasium.Env[str, str]):
                 raise ValueError(f"{type(self).__name__}: unknown reset option {name!r}; {nearest(str(name), known)}")
         return options
 
-    def _begun(self, options: Options) -> Opening:
-        opening = self.begin(options)
-        _expect(opening, Opening, f"{type(self).__name__}.begin", "Opening(text, task_id)")
-        return opening
-
     def _draw(self, options: Options) -> Opening:
-        if self.num_tasks is not None:
-            return self._begun(options)
-        if "task_id" in options:
+        if self.num_tasks is None and "task_id" in options:
             raise ValueError("options['task_id'] picks a task of a finite source; generated tasks are picked by seed")
         task_id = ""
         for _ in range(_MAX_DRAWS):
-            opening = self._begun(options)
+            opening = self.begin(options)
+            _expect(opening, Opening, f"{type(self).__name__}.begin", "Opening(text, task_id)")
             task_id = opening.task_id
-            if in_split(task_id, self.split):
+            if self.num_tasks is not None or in_split(task_id, self.split):
                 return opening
         raise ValueError(
             f"no task of split {self.split!r} in {_MAX_DRAWS} draws (the last was {task_id!r}); "
@@ -352,8 +343,6 @@ def clean(text: str) -> str:
 
 
 def _clip(text: str) -> str:
-    if len(text) <= MAX_OBSERVATION and text.isascii():
-        return text
     if len(text) > MAX_OBSERVATION:
         text = text[: MAX_OBSERVATION - 20] + "\n[cut: too long]"
     return clean(text)

@@ -88,10 +88,6 @@ def _write(space: Unicode, index: int, values: str, shared_memory: Any) -> None:
 
 
 @read_from_shared_memory.register(Unicode)
-def _read(space: Unicode, shared_memory: Any, n: int = 1) -> Any:
-    return SharedTexts(space, shared_memory, n)
-
-
 class SharedTexts(Sequence[str]):
     """A live view of n strings in shared memory; a copy of it is a plain tuple of what they are now.
 
@@ -99,7 +95,7 @@ class SharedTexts(Sequence[str]):
     the object has to follow the memory (a plain tuple would keep the initial empty strings).
     """
 
-    def __init__(self, space: Unicode, shared_memory: Any, n: int) -> None:
+    def __init__(self, space: Unicode, shared_memory: Any, n: int = 1) -> None:
         self._space, self._memory, self._n = space, shared_memory, n
 
     def __len__(self) -> int:

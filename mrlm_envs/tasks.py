@@ -106,6 +106,17 @@ def check_choice(name: str, value: object, known: Collection[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
 
 
+def check_counts(**counts: object) -> None:
+    """Checks arguments that are whole numbers from 1 on.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
 def field(row: Row, name: str, where: str, kind: type = object) -> Any:
     """A field that a row must have.
 

@@ -270,8 +270,13 @@ class _AssertRun:
                     if broken := trusted.finish_load():
                         self.broken = self.broken or f"{broken.type} {broken.message}".strip()
                     died = program.failure if current else None  # a call that was foreseen but not asked may kill it
-                    outcomes.append(_assert_outcome(test, failure or died, died))
-                    self.asked[test.code] = list(itertools.takewhile(_is_plain, current))[:_MOST_CALLS]
+                    # A failed assert is a wrong answer; an exception or the death of the program is its failure.
+                    is_wrong = failure is not None and failure.type == "AssertionError"
+                    passed = failure is None and died is None
+                    outcomes.append(Outcome(test, passed, died or (None if is_wrong else failure)))
+                    # A call that hands back an object of this program cannot be made to another one.
+                    plain = itertools.takewhile(lambda call: not any(map(_holds_reference, call[1:])), current)
+                    self.asked[test.code] = list(plain)[:_MOST_CALLS]
         return Verdict(problem.tests, tuple(outcomes))
 
     def _host(self, program: Program, current: list[EncodedCall]) -> Host:
@@ -284,21 +289,10 @@ class _AssertRun:
         return answer
 
 
-def _is_plain(call: EncodedCall) -> bool:
-    """Whether a call can be made to another program too: it hands back no object of this one."""
-    return not _holds_reference([call[1], call[2]])
-
-
 def _holds_reference(wire: Any) -> bool:
     if type(wire) is not list:
         return False
     return (len(wire) == 3 and wire[0] == "o" and type(wire[2]) is int) or any(map(_holds_reference, wire))
-
-
-def _assert_outcome(test: Test, failure: Failure | None, death: Failure | None) -> Outcome:
-    """A failed assert is a wrong answer; an exception or the death of the program is its failure."""
-    wrong = failure is not None and failure.type == "AssertionError"
-    return Outcome(test, failure is None, death if death is not None else None if wrong else failure)
 
 
 def reason(outcome: Outcome) -> str:

@@ -89,8 +89,10 @@ def topic_from_row(row: Row, number: int, source: str) -> Topic:
     text_field(row, "id", where)
     motion = text_field(row, "motion", where).rstrip(".")
     banks = {side: _bank(field(row, side, where), side, where) for side in SIDES}
-    if shared := {item.id for item in banks["pro"]} & {item.id for item in banks["con"]}:
-        raise ValueError(f"{where}: both sides have evidence {min(shared)}")
+    names = [item.id for bank in banks.values() for item in bank]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{where}: two pieces of evidence have the id {name}; give each its own")
     for side in SIDES:
         known = {item.id for item in banks[other(side)]}
         for item in banks[side]:
@@ -118,8 +120,6 @@ def _bank(items: Any, side: str, where: str) -> tuple[Evidence, ...]:
         claim = item["claim"].strip().rstrip(".")
         source = str(item.get("source") or "no source")
         bank.append(Evidence(name.upper(), claim, source, tuple(refuted.upper() for refuted in refutes)))
-    if len({item.id for item in bank}) < len(bank):
-        raise ValueError(f"{where}: two pieces of {side} evidence have the same id")
     return tuple(bank)
 
 

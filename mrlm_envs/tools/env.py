@@ -63,7 +63,7 @@ from gymnasium.utils import EzPickle
 from mrlm_envs import answers
 from mrlm_envs.core import Opening, Options, Reply, TextEnv
 from mrlm_envs.sandbox.sandbox import Backend
-from mrlm_envs.tasks import Source, check_choice, check_range
+from mrlm_envs.tasks import Source, check_choice, check_counts, check_range
 from mrlm_envs.tools.calls import FORMATS, HOW, Call, Entry, Malformed, parse, render
 from mrlm_envs.tools.filesystem import VirtualFiles
 from mrlm_envs.tools.registry import Outcome
@@ -119,8 +119,7 @@ class ToolUseEnv(TextEnv, EzPickle):
         given = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
         EzPickle.__init__(self, **given, **kwargs)  # a copy starts its own processes
         check_choice("call_format", call_format, FORMATS)
-        if not isinstance(max_calls_per_turn, int) or max_calls_per_turn < 1:
-            raise ValueError(f"max_calls_per_turn must be an integer of at least 1, got {max_calls_per_turn!r}")
+        check_counts(max_calls_per_turn=max_calls_per_turn)
         if extra_call_cost < 0:
             raise ValueError(f"extra_call_cost must be at least 0, got {extra_call_cost!r}")
         self.system_prompt = SYSTEM_PROMPT.format(how=HOW[call_format])

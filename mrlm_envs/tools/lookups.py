@@ -81,18 +81,14 @@ def mixed_task(rng: np.random.Generator, level: int) -> Task:
     asked = [kinds()[chain.way[-1].kind]["sum"]["phrase"].format(chain.phrase) for chain in (first, second)]
     sentence = f"Add {asked[1]} to {factor} times {asked[0]}"
     content = f"mixed/{factor}/{first.content}/{second.content}"
-    turns = (*_both(first, second), (Call("calculator", {"expression": expression}),))
+    # The look-ups of both chains side by side: a turn makes a call of either, as long as both have some.
+    both = itertools.zip_longest(first.calls(), second.calls(), fillvalue=())
+    turns = (*(one + other for one, other in both), (Call("calculator", {"expression": expression}),))
     if level < 3:
         return Task(content, f"{sentence}. What is the result?", result, turns)
     write = Call("write_file", {"path": "result.txt", "content": result})
     question = f"{sentence} and write the result, the number alone, into the file result.txt. What is it?"
     return Task(f"{content}/file", question, result, (*turns, (write,)), {}, {"result.txt": result})
-
-
-def _both(first: Chain, second: Chain) -> tuple[tuple[Call, ...], ...]:
-    """The calls of two chains side by side: each turn makes a call of either, as long as both have some."""
-    a, b = first.calls(), second.calls()
-    return tuple(one + other for one, other in itertools.zip_longest(a, b, fillvalue=()))
 
 
 def _value(chain: Chain) -> int:

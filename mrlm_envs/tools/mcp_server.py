@@ -54,7 +54,7 @@ class McpTools(Toolset):
         """The server's tools, as it describes them; odd characters in a name become `_`."""
         return [
             Tool(
-                functools.partial(self._said, tool.name),
+                functools.partial(self.call, tool.name),
                 re.sub(r"[^A-Za-z0-9_-]", "_", tool.name)[:64],
                 tool.description or "",
                 tool.input_schema,
@@ -62,10 +62,7 @@ class McpTools(Toolset):
             for tool in self._listed
         ]
 
-    def _said(self, name: str, /, **arguments: Any) -> str:
-        return self.call(name, arguments)
-
-    def call(self, name: str, arguments: dict[str, Any]) -> str:
+    def call(self, name: str, /, **arguments: Any) -> str:
         """Calls a tool of the server.
 
         Raises:

@@ -70,8 +70,8 @@ def test_a_row_gets_ids_and_a_clean_motion():
         ({"pro": [{"claim": "x", "id": "1P"}]}, "evidence id '1P' must be letters and a number"),
         ({"pro": [{"claim": "x", "refutes": ["C9"]}]}, "P1 refutes C9, which is not evidence of con"),
         ({"pro": [{"claim": "x", "refutes": "C1"}]}, "'refutes' of P1 must be a list"),
-        ({"pro": [{"claim": "x", "id": "C1"}]}, "both sides have evidence C1"),
-        ({"pro": [{"claim": "x", "id": "P1"}, {"claim": "y", "id": "p1"}]}, "the same id"),
+        ({"pro": [{"claim": "x", "id": "C1"}]}, "two pieces of evidence have the id C1"),
+        ({"pro": [{"claim": "x", "id": "P1"}, {"claim": "y", "id": "p1"}]}, "two pieces of evidence have the id P1"),
     ],
 )
 def test_a_row_that_does_not_fit_says_where(change, message):
