@@ -11,7 +11,7 @@
 
 import ast
 import builtins
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -43,26 +43,29 @@ def problem(row: Row, number: int, source: str) -> Problem:
     tests = field(row, "tests", where)
     if not isinstance(tests, Sequence) or isinstance(tests, str) or not tests:
         raise ValueError(f"{where}: field 'tests' must be a list of at least one test")
+    named = list(_named(tests, where))
+    return (_script if "stdin" in tests[0] else _function)(row, named, task_id, where)
+
+
+def _named(tests: Sequence[Row], where: str) -> Iterator[tuple[str, Row]]:
+    """Each test with its place, for errors."""
     for i, test in enumerate(tests, start=1):
         if not isinstance(test, Mapping):
             raise ValueError(f"{where}: test {i} is a {type(test).__name__}, not an object")
-    if "stdin" in tests[0]:
-        return _script(row, tests, task_id, where)
-    return _function(row, tests, task_id, where)
+        yield f"{where}: test {i}", test
 
 
 def _ordered(tests: list[Test]) -> tuple[Test, ...]:
     return tuple(sorted(tests, key=lambda test: not test.public))
 
 
-def _function(row: Row, tests: Sequence[Row], task_id: str, where: str) -> Problem:
+def _function(row: Row, tests: Sequence[tuple[str, Row]], task_id: str, where: str) -> Problem:
     name = _name(field(row, "entry_point", where, str), "entry_point", where)
     compare = row.get("compare", "strict")
     if compare not in COMPARISONS:
         raise ValueError(f"{where}: field 'compare' is {compare!r}, not one of {', '.join(COMPARISONS)}")
     parsed: list[Test] = []
-    for i, test in enumerate(tests, start=1):
-        at = f"{where}: test {i}"
+    for at, test in tests:
         args, kwargs = field(test, "args", at), test.get("kwargs") or {}
         if "expected" not in test:
             raise ValueError(f"{at}: field 'expected' is missing (found: {', '.join(map(str, test))})")
@@ -109,10 +112,9 @@ def _name(name: str, field: str, where: str) -> str:
     return name
 
 
-def _script(row: Row, tests: Sequence[Row], task_id: str, where: str) -> Problem:
+def _script(row: Row, tests: Sequence[tuple[str, Row]], task_id: str, where: str) -> Problem:
     parsed: list[Test] = []
-    for i, test in enumerate(tests, start=1):
-        at = f"{where}: test {i}"
+    for at, test in tests:
         stdin, stdout = field(test, "stdin", at, str), field(test, "stdout", at, str)
         parsed.append(Test(stdin=stdin, expected=stdout, public=bool(test.get("public"))))
     lines = [field(row, "prompt", where, str).strip()]
@@ -189,14 +191,11 @@ def _demo(row: Row, task_id: str, where: str) -> Problem:
     name = _name(field(row, "function_name", where, str), "function_name", where)
     cases = field(row, "test_cases", where, list)
     tests: list[Test] = []
-    for i, case in enumerate(cases, start=1):
-        at = f"{where}: test case {i}"
-        if not isinstance(case, Mapping):
-            raise ValueError(f"{at} is a {type(case).__name__}, not an object")
+    for at, case in _named(cases, where):
         given = _literal(field(case, "input", at), at, "input")
         expected = _literal(field(case, "output", at), at, "output")
         args = given if isinstance(given, tuple) else (given,)
-        tests.append(_checked(Test(args, expected=expected, public=i == 1 and len(cases) > 1), at))
+        tests.append(_checked(Test(args, expected=expected, public=not tests and len(cases) > 1), at))
     if not tests:
         raise ValueError(f"{where}: field 'test_cases' is empty")
     prompt = function_prompt(field(row, "description", where, str), name, tests)

@@ -43,6 +43,7 @@ _PYTHONIC = re.compile(_FENCE + r"^[ \t]*(?=\[[ \t]*[A-Za-z_][\w.]{0,99}\()", re
 _REACT = re.compile(_FENCE + r"^[ \t]*Action:(?P<name>[^\n]*)", re.MULTILINE)
 _INPUT = re.compile(r"\n[ \t]*Action Input:\s*")
 _OBSERVATION = re.compile(r"^[ \t]*Observation:", re.MULTILINE)
+_TAG = re.compile(r"</?tool_call>")
 _AFTER_CALL = re.compile(r"\s*</tool_call>")
 _DECODER = json.JSONDecoder()
 
@@ -138,10 +139,8 @@ def _scan(text: str, pattern: re.Pattern[str], take: Take) -> Iterator[Entry]:
 def _hermes(text: str, marker: re.Match[str]) -> tuple[Sequence[Entry], int]:
     value, end = _decode(text, marker.end())
     if isinstance(value, Malformed):
-        close = text.find("</tool_call>", marker.end())
-        following = text.find("<tool_call>", marker.end())
-        ends = [place for place in (close, following) if place >= 0]
-        return [value], min(ends, default=len(text))
+        following = _TAG.search(text, marker.end())
+        return [value], following.start() if following else len(text)
     if not (close := _AFTER_CALL.match(text, end)):
         return [Malformed("the JSON object must be followed by </tool_call>")], end
     return [_call(value)], close.end()
