@@ -41,6 +41,7 @@ class Outcome:
     success: bool = False
 
 
+@dataclass(kw_only=True, eq=False)
 class Actions:
     """Reads replies of several actions, executes them, and keeps the budget of actions of an episode.
 
@@ -59,29 +60,24 @@ class Actions:
         ValueError: On a value out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        reward: str,
-        max_actions_per_turn: int,
-        max_actions: int,
-        format_penalty: float | None,
-        separator: str,
-        compact: bool = False,
-        malformed_reward: float = 0.0,
-        keys: Mapping[str, str] | None = None,
-    ) -> None:
-        check_choice("reward", reward, REWARDS)
-        check_counts(max_actions_per_turn=max_actions_per_turn, max_actions=max_actions)
-        if format_penalty is not None and not format_penalty <= 0:
-            raise ValueError(f"format_penalty must be 0 or negative, got {format_penalty!r}")
-        self.is_grl = reward == "grl"
-        self.max_actions_per_turn, self.max_actions = max_actions_per_turn, max_actions
-        if format_penalty is None:
-            format_penalty = GRL_FORMAT_PENALTY if self.is_grl else 0.0
-        self.format_penalty, self.separator, self.compact = format_penalty, separator, compact
-        self.malformed_reward, self.keys = malformed_reward, dict(keys or {})
-        self.left = max_actions
+    reward: str
+    max_actions_per_turn: int
+    max_actions: int
+    format_penalty: float | None
+    separator: str
+    compact: bool = False
+    malformed_reward: float = 0.0
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choice("reward", self.reward, REWARDS)
+        check_counts(max_actions_per_turn=self.max_actions_per_turn, max_actions=self.max_actions)
+        self.is_grl = self.reward == "grl"
+        if self.format_penalty is None:
+            self.format_penalty = GRL_FORMAT_PENALTY if self.is_grl else 0.0
+        if not self.format_penalty <= 0:
+            raise ValueError(f"format_penalty must be 0 or negative, got {self.format_penalty!r}")
+        self.left = self.max_actions
 
     def reset(self) -> None:
         """Start an episode: the whole budget is left."""

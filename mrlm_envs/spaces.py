@@ -87,7 +87,7 @@ def _write(space: Unicode, index: int, values: str, shared_memory: Any) -> None:
     memory[start + _LENGTH_BYTES : start + _LENGTH_BYTES + len(data)] = data
 
 
-@read_from_shared_memory.register(Unicode)
+@read_from_shared_memory.register(Unicode)  # pyright: ignore[reportArgumentType]
 class SharedTexts(Sequence[str]):
     """A live view of n strings in shared memory; a copy of it is a plain tuple of what they are now.
 

@@ -229,7 +229,7 @@ def _parsed(source: Source, split: str, parse: Callable[[Row, int, str], T], wha
     return _each(source, "given as a list", parse, what)
 
 
-def _names(sets: Mapping[str, Any], split: str, where: str) -> list[str]:
+def _names(sets: Mapping[Any, Any], split: str, where: str) -> list[str]:
     """The names of the sets of a split."""
     if split != "all" and split not in sets:
         raise ValueError(f"{where}: no split {split!r} (found: {', '.join(map(str, sets))})")

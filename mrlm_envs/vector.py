@@ -156,8 +156,9 @@ class TextVectorEnv(VectorEnv[Observations, Sequence[str], NDArray[Any]]):
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
             ended = [i for i in indices if self._is_done[i]]
             for i, info in self._reset_members(ended, [None] * len(ended), None):
-                last, *outcome, last_info = results[i]
-                results[i] = self._observations[i], *outcome, info | {"final_obs": last, "final_info": last_info}
+                last, reward, terminated, truncated, last_info = results[i]
+                info |= {"final_obs": last, "final_info": last_info}
+                results[i] = self._observations[i], reward, terminated, truncated, info
         observations, rewards, terminated, truncated, infos = (
             zip(*(results[i] for i in indices)) if indices else [()] * 5
         )

@@ -54,6 +54,7 @@ def outside(low: int, high: int, closed: bool) -> str:
 
 
 FUNCTIONS = (between, bracket, equation, linear, outside, plus, power, quadratic, ratio, signed, sum_of_squares, times)
+# Linear: a sum, a product, unknowns on both sides, brackets.
 LINEAR, QUADRATIC, SURDS, INEQUALITIES, SYSTEMS = read_table("algebra.txt", {}, *FUNCTIONS)
 
 
@@ -65,18 +66,15 @@ def linear_equations(draw: Draw, difficulty: int) -> Problem:
     root, a, b = draw.between(1, size), draw.between(2, factor), draw.nonzero(size)
     if difficulty > 2:
         root = draw.nonzero(size)
-    *one_sided, brackets, both_sides = LINEAR
-    if form in (0, 1):
-        return drawn("linear_equations", one_sided[form](draw, (x, factor, root, a, b)))
-    if form == 3:
-        return drawn("linear_equations", brackets(draw, (x, factor, root, a, b)))
+    if form in (0, 1, 3):
+        return drawn("linear_equations", LINEAR[form](draw, (x, factor, root, a, b)))
     if form == 2:  # the solution is whole
         c = draw.between(1, a - 1) * (-1 if difficulty > 5 and draw.below(2) else 1)
         d = (a - c) * root + b
     else:
         c = draw.nonzero(size)
         c, d = -a if c == a else c, draw.nonzero(size)
-    return drawn("linear_equations", both_sides(draw, (x, a, b, c, d)))
+    return drawn("linear_equations", LINEAR[2](draw, (x, a, b, c, d)))
 
 
 def quadratic_equations(draw: Draw, difficulty: int) -> Problem:

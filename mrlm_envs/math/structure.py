@@ -148,7 +148,8 @@ def relation_sides(text: str) -> tuple[str, list[str]] | None:
 
 def _relations(text: str) -> tuple[list[str], list[str]]:
     """The relations in a text and their sides, from the smallest on if it begins with `>`; none if a side is empty."""
-    operators, sides = _RELATION.findall(text), [side.strip() for side in _RELATION.split(text)]
+    operators: list[str] = _RELATION.findall(text)
+    sides = [side.strip() for side in _RELATION.split(text)]
     if not all(sides):
         return [], []
     if operators and operators[0] in (">", r"\ge"):

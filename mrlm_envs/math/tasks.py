@@ -144,7 +144,7 @@ def problem(row: Mapping[str, Any], number: int, source: str) -> Problem:
 
 def _answer(row: Mapping[str, Any], where: str) -> str:
     """The field `answer`, which may also be a number."""
-    value = row.get("answer")
+    value: Any = row.get("answer")
     is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if is_number and math.isfinite(value):
         return str(int(value)) if value == int(value) else str(value)

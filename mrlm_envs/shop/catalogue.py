@@ -106,7 +106,7 @@ def generated(pid: int) -> Catalogue:
     return Catalogue([_product(number, kinds, rng) for number in range(PRODUCTS)])
 
 
-def _some(rng: np.random.Generator, items: Sequence[str], count: int) -> tuple[str, ...]:
+def _some(rng: np.random.Generator, items: Sequence[Any], count: int) -> tuple[str, ...]:
     """Several of the items, in their order."""
     return tuple(items[i] for i in sorted(rng.choice(len(items), size=count, replace=False).tolist()))
 
