@@ -58,7 +58,7 @@ def check_text_env(env: gymnasium.Env[Any, Any], *, episodes: int = 8, floor: fl
     """
     skipped = Report()
     before = global_states()
-    limits = Limits(floor=floor, tasks=1, episodes=episodes, seconds=1.0, hang_s=240.0)
+    limits = Limits(floor=floor, tasks=1, episodes=episodes, seconds=0.5, hang_s=240.0)
     env_id, kwargs = (env.spec.id, env.spec.kwargs) if env.spec else ("", {})
     subject = Subject(env_id, kwargs, limits, env, _check_step)
     checks: dict[str, Callable[[Subject], object]] = {

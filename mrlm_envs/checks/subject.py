@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import gymnasium
 
+import mrlm_envs
 from mrlm_envs.checks import child
 from mrlm_envs.checks.playing import (
     Inspect,
@@ -21,6 +22,7 @@ from mrlm_envs.checks.playing import (
     inspect_step,
     mixed,
 )
+from mrlm_envs.tasks import nearest
 
 OPENENV = "openenv:"
 
@@ -219,7 +221,8 @@ def make(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env[str, str]:
             return gymnasium.make(env_id, disable_env_checker=True, **kwargs)
         factory = getattr(importlib.import_module(module), name)
     except (gymnasium.error.Error, ImportError, AttributeError) as error:
-        raise Unknown(f"environment {env_id}: {error}") from error
+        near = "" if set(":/") & set(env_id) else f" ({nearest(env_id, mrlm_envs.ENVIRONMENTS)})"
+        raise Unknown(f"environment {env_id}: {error}{near}") from error
     made = factory(**kwargs)
     if not hasattr(made, "possible_agents"):
         return made

@@ -57,6 +57,8 @@ def test_a_card_is_a_page_too(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_environment_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "no_such:Env-v0"]) == 1
     assert capsys.readouterr().err.startswith("mrlm: environment no_such:Env-v0: ")
+    assert main(["check", "maths"]) == 1
+    assert capsys.readouterr().err.endswith("(did you mean 'math'?)\n")
 
 
 @pytest.fixture
