@@ -59,13 +59,14 @@ def run(
     Raises:
         TypeError: If the arguments are not JSON.
     """
-    job = {"env": env_id, "kwargs": kwargs, "limits": limits, "only": only, "episodes": episodes, "path": sys.path}
+    job = {"env": env_id, "kwargs": kwargs, "limits": limits, "only": only, "episodes": episodes}
     text = json.dumps(job)
     environment = dict(os.environ) if hash_seed is None else {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
     if _Watch.output is not None:  # the other process has a deadline of its own
         faulthandler.cancel_dump_traceback_later()
         _Watch.since = 0.0
-    command = [sys.executable, "-W", "ignore", "-c", f"from {__package__} import child; child.main()"]
+    program = f"import sys; sys.path[:] = {list(map(str, sys.path))}; from {__package__} import child; child.main()"
+    command = [sys.executable, "-W", "ignore", "-c", program]
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         done = subprocess.run(command, input=text.encode(), env=environment, stdout=output, stderr=errors, check=False)
         output.seek(0)
@@ -92,7 +93,6 @@ def main() -> None:
     _Watch.output, _Watch.seconds = os.dup(1), job["limits"]["hang_s"]
     os.dup2(2, 1)  # an environment may print
     watch(None, None)
-    sys.path[:] = job["path"]
     from mrlm_envs.checks.card import tell  # what it imports is under watch too
 
     for told in tell(job):
