@@ -7,12 +7,14 @@ tokens (mask 0) are not steps of the agent: values pass through them, and nothin
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from mrlm_train.episodes.record import Episode
 
@@ -89,14 +91,11 @@ def turn_credit(
     returns_BK: list[list[float]] = []
     members: dict[Any, list[float]] = defaultdict(list)
     for b, episode in enumerate(episodes):
-        turns = range(len(episode.turn_ends))
-        if method == "turn":
-            anchors_BK.append([(episode.group_id, k) for k in turns])
-            returns_BK.append(_returns_to_go(episode.turn_rewards, 1.0))
-        else:  # a state that the environment does not name is like no other
-            keys = [key if key is not None else (b, k) for k, key in enumerate(episode.state_keys)]
-            anchors_BK.append([(episode.group_id, keys[k]) for k in turns])
-            returns_BK.append(_returns_to_go(episode.turn_rewards, gamma))
+        keys: Sequence[Any] = range(len(episode.turn_ends))
+        if method == "state":  # a state that the environment does not name is like no other
+            keys = [(b, k) if key is None else key for k, key in zip(keys, episode.state_keys)]
+        anchors_BK.append([(episode.group_id, key) for key in keys])
+        returns_BK.append(_returns_to_go(episode.turn_rewards, 1.0 if method == "turn" else gamma))
         if episode.valid:
             for anchor, value in zip(anchors_BK[b], returns_BK[b], strict=True):
                 members[anchor].append(value)
@@ -117,11 +116,7 @@ def _require_known(episodes: Sequence[Episode], method: str) -> None:
 
 
 def _returns_to_go(rewards_K: Sequence[float], gamma: float) -> list[float]:
-    returns, running = [], 0.0
-    for reward in reversed(rewards_K):
-        running = reward + gamma * running
-        returns.append(running)
-    return returns[::-1]
+    return list(itertools.accumulate(reversed(rewards_K), lambda later, reward: reward + gamma * later))[::-1]
 
 
 def _progress(before: float | None = None, after: float | None = None) -> float:
@@ -157,9 +152,8 @@ def turn_columns(mask_BT: torch.Tensor, episodes: Iterable[Episode]) -> tuple[to
 
 def over_tokens(values_BK: Sequence[Sequence[float]], turns_BT: torch.Tensor) -> torch.Tensor:
     """A value for each turn, at each of its tokens: (B, T), 0 where `turns_BT` is -1."""
-    width = max(len(values) for values in values_BK) + 1
-    table_BK = torch.tensor([[*values, *[0.0] * (width - len(values))] for values in values_BK], device=turns_BT.device)
-    return table_BK.gather(1, turns_BT.clamp(min=0)).masked_fill(turns_BT < 0, 0.0)
+    table_BK = pad_sequence([torch.tensor([*values, 0.0]) for values in values_BK], batch_first=True)
+    return table_BK.to(turns_BT.device).gather(1, turns_BT.clamp(min=0)).masked_fill(turns_BT < 0, 0.0)
 
 
 def gae(
@@ -194,9 +188,8 @@ def gae(
         running_B = torch.where(taken_BT[:, t], delta_B + gamma * gae_lambda * running_B, running_B)
         next_value_B = torch.where(taken_BT[:, t], values_BT[:, t], next_value_B)
         advantages_BT[:, t] = running_B
-    zero = torch.zeros((), dtype=values_BT.dtype, device=values_BT.device)
-    advantages_BT = torch.where(taken_BT, advantages_BT, zero)
-    return advantages_BT, advantages_BT + torch.where(taken_BT, values_BT, zero)
+    advantages_BT = advantages_BT.where(taken_BT, 0.0)
+    return advantages_BT, advantages_BT + values_BT.where(taken_BT, 0.0)
 
 
 def turn_gae(
@@ -227,22 +220,13 @@ def turn_gae(
     shape = (turns_BT.shape[0], int(index_BT.max()) + 1)
 
     def per_turn(x_BT: torch.Tensor, where_BT: torch.Tensor) -> torch.Tensor:
-        kept_BT = torch.where(where_BT, x_BT, torch.zeros_like(x_BT))
-        return torch.zeros(shape, dtype=x_BT.dtype, device=x_BT.device).scatter_add(1, index_BT, kept_BT)
+        return x_BT.new_zeros(shape).scatter_add(1, index_BT, x_BT.where(where_BT, 0.0))
 
-    advantages_BK, returns_BK = gae(
-        per_turn(rewards_BT, taken_BT),
-        per_turn(values_BT, first_BT),
-        per_turn(torch.ones_like(values_BT), first_BT),
-        bootstrap_B,
-        gamma,
-        gae_lambda,
-    )
-    zeros_BT = torch.zeros_like(values_BT)
-    return (
-        torch.where(taken_BT, advantages_BK.gather(1, index_BT), zeros_BT),
-        torch.where(taken_BT, returns_BK.gather(1, index_BT), zeros_BT),
-    )
+    rewards_BK, values_BK = per_turn(rewards_BT, taken_BT), per_turn(values_BT, first_BT)
+    mask_BK = per_turn(torch.ones_like(values_BT), first_BT)
+    by_turn = gae(rewards_BK, values_BK, mask_BK, bootstrap_B, gamma, gae_lambda)
+    advantages_BT, returns_BT = (x_BK.gather(1, index_BT).where(taken_BT, 0.0) for x_BK in by_turn)
+    return advantages_BT, returns_BT
 
 
 def whiten(x_BT: torch.Tensor, mask_BT: torch.Tensor, total: Reduce) -> torch.Tensor:
@@ -254,7 +238,7 @@ def whiten(x_BT: torch.Tensor, mask_BT: torch.Tensor, total: Reduce) -> torch.Te
         total: sum of a tensor over all processes.
     """
     mean, variance = masked_moments(x_BT, mask_BT, total)
-    return torch.where(mask_BT.bool(), (x_BT - mean) * torch.rsqrt(variance + 1e-8), torch.zeros_like(x_BT))
+    return ((x_BT - mean) * torch.rsqrt(variance + 1e-8)).where(mask_BT.bool(), 0.0)
 
 
 def masked_moments(x_BT: torch.Tensor, mask_BT: torch.Tensor, total: Reduce) -> tuple[torch.Tensor, torch.Tensor]:
@@ -291,7 +275,7 @@ def value_loss(
     if clip is not None:
         near_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip, clip)
         error_BT = torch.maximum(error_BT, (near_BT - returns_BT).square())
-    return 0.5 * torch.where(mask_BT.bool(), error_BT, torch.zeros_like(error_BT)).sum()
+    return 0.5 * error_BT.where(mask_BT.bool(), 0.0).sum()
 
 
 def update_baselines(baselines: dict[str, float], returns: Iterable[tuple[str, float]], decay: float) -> None:
@@ -305,9 +289,9 @@ def update_baselines(baselines: dict[str, float], returns: Iterable[tuple[str, f
         returns: `(agent, return)` of each episode.
         decay: α.
     """
-    latest: dict[str, list[float]] = {}
+    latest: dict[str, list[float]] = defaultdict(list)
     for agent, value in returns:
-        latest.setdefault(agent, []).append(value)
+        latest[agent].append(value)
     for agent, values in latest.items():
         mean, kept = sum(values) / len(values), decay ** len(values)
         baselines[agent] = kept * baselines[agent] + (1 - kept) * mean if agent in baselines else mean

@@ -16,6 +16,8 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from mrlm_train.episodes.record import whole_file
+
 FILE = "checkpoint.json"
 
 
@@ -75,12 +77,8 @@ def _complete(folder: Path, written: Mapping[str, Any]) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
-    partial = folder / f".{FILE}.partial"
-    with partial.open("w", encoding="utf-8") as file:
+    with whole_file(folder / FILE) as file:
         json.dump({"files": sizes, **written}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / FILE)
 
 
 def _failure(folder: Path, error: Exception) -> str:

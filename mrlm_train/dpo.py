@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from trl.trainer import dpo_config as trl_dpo_config
 
@@ -62,6 +63,7 @@ class DPOConfig(DatasetArguments, trl_dpo_config.DPOConfig):
         if self.num_generations < 2:
             raise ValueError(f"num_generations must be at least 2 to make pairs, got {self.num_generations}")
         super().__post_init__()
+        self.remove_unused_columns = False  # TRL does not know our masks
 
 
 class DPOTrainer(DatasetTrainer, PairTrainer):
@@ -148,12 +150,10 @@ def _own_groups(model: Any, chat: Chat, envs: EnvLike | Iterable[EnvLike], args:
     with Rollout(Policy(model, chat, "start", args.engine, args.rows), pool, args.sampling()) as rollout:
         rollout.max_invalid_share = args.max_invalid_share
         requests = group_requests(pool, args.num_tasks, args.num_generations, args.seed)
-        size = args.num_generations
-        mine = [i for i in range(len(requests)) if i // size % args.world_size == args.process_index]
-        played = gather_object(list(zip(mine, rollout.run([requests[i] for i in mine]), strict=True)))
-    shared = [[episode for _, episode in sorted(played, key=lambda pair: pair[0])]]
-    broadcast_object_list(shared)  # every process trains on the same pairs, in the order in which one would play them
-    return shared[0]
+        state: Any = PartialState()
+        with state.split_between_processes(requests) as mine:
+            played = rollout.run(mine)
+    return gather_object(played)  # in the order of the requests: every process makes the same pairs
 
 
 if __name__ == "__main__":

@@ -33,13 +33,13 @@ from trl.trainer import grpo_config as trl_grpo_config
 from mrlm_train.advantages import PRIVILEGED, group_advantages, over_tokens, turn_columns, turn_credit, update_baselines
 from mrlm_train.episodes import record as episode_store
 from mrlm_train.episodes.chat import Chat
-from mrlm_train.episodes.record import Episode, groups
+from mrlm_train.episodes.record import Episode, reward_stds
 from mrlm_train.inference.policy import resolve
 from mrlm_train.rollout.branches import branch_values, require_replay
 from mrlm_train.rollout.environments import EnvLike, entries
 from mrlm_train.rollout.evaluation import summary
 from mrlm_train.rollout.games import episode_by_row, rows_by_request
-from mrlm_train.rollout.opponents import PastOpponents
+from mrlm_train.rollout.opponents import Opponents
 from mrlm_train.rollout.pool import EnvPool
 from mrlm_train.rollout.runner import Request, Rollout, check_validity
 from mrlm_train.safety import Alarms, TrustRegion
@@ -267,14 +267,14 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         """In a game, the mean return of the agent; 0 elsewhere."""
         return 0.0 if episode.agent is None else self.baselines.get(episode.label, 0.0)
 
-    def _opponents(self, pool: EnvPool) -> PastOpponents:
+    def _opponents(self, pool: EnvPool) -> Opponents:
         games = [*pool.agents, *(entry.agent_configs() for entry in self.eval_envs)]
         is_frozen = any(player.function is None and not player.trains for game in games for player in game.values())
         if is_frozen and (self.policy.reduce is not None or self.policy.turn is not None):
             raise ValueError(
                 "agents: a frozen opponent needs the whole model in each process, not FSDP, ZeRO-3 or vLLM"
             )
-        return PastOpponents(self.policy, games)
+        return Opponents(self.policy, games, in_training=True)
 
     def trains_on(self, episode: Episode) -> bool:
         """Valid, and in a group that is kept."""
@@ -285,10 +285,10 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         everyone: list[Episode] = gather_object([_without_tokens(episode) for episode in played])
         check_validity(everyone, self.args.max_invalid_share)
         figures = summary(everyone)
-        rewards, grouped = [episode.reward for episode in everyone if episode.valid], groups(everyone)
-        self.count("reward", _or_nan(figures["reward"]))
-        self.count("reward_std", statistics.stdev(rewards) if len(rewards) > 1 else math.nan)
-        self.count("frac_reward_zero_std", sum(group.reward_std < 1e-8 for group in grouped) / len(grouped))
+        rewards, stds = [episode.reward for episode in everyone if episode.valid], reward_stds(everyone)
+        self.count("reward", figures["reward"])
+        self.count("reward_std", statistics.stdev(rewards) if len(rewards) > 1 else None)
+        self.count("frac_reward_zero_std", sum(std < 1e-8 for std in stds.values()) / len(stds))
         self.count("invalid", figures["invalid"])
         self.count("turns", figures["turns"] or 0.0)
         if timeouts := figures["stop_reasons"].get("step_timeout"):
@@ -296,8 +296,8 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         if figures["success"] is not None:
             self.count("success", figures["success"])
         for name, part in figures.get("environments", {}).items():
-            self.count(f"reward/{name}", _or_nan(part["reward"]))
-            self.count(f"success/{name}", _or_nan(part["success"]))
+            self.count(f"reward/{name}", part["reward"])
+            self.count(f"success/{name}", part["success"])
         returns = [(e.label, e.reward) for e in everyone if e.agent is not None and e.valid and e.turn_rewards]
         update_baselines(self.baselines, returns, self.args.baseline_decay)
         for name, value in self.baselines.items():
@@ -305,8 +305,8 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         if seconds > 0:
             self.count("tokens_per_second", sum(gather_object([tokens])) / seconds)
         if self.args.top_groups < 1:
-            ranked = sorted(grouped, key=lambda group: -group.reward_std)
-            self._top = {group.group_id for group in ranked[: math.ceil(self.args.top_groups * len(ranked))]}
+            ranked = sorted(stds, key=stds.__getitem__, reverse=True)
+            self._top = set(ranked[: math.ceil(self.args.top_groups * len(ranked))])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As TRL's; also writes a few transcripts to `output_dir/episodes`."""
@@ -338,10 +338,6 @@ def _without_tokens(episode: Episode) -> Episode:
     info = {"error": episode.info.get("error") or episode.stop_reason}
     tokens: dict[str, Any] = dict.fromkeys(("prompt_ids", "completion_ids", "action_mask", "logprobs"))
     return dataclasses.replace(episode, kwargs={}, options={}, messages=[], sampling={}, info=info, **tokens)
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 if __name__ == "__main__":

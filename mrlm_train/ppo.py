@@ -169,7 +169,7 @@ class PPOTrainer(HeadTrainer, GRPOTrainer):
 
     def score(self, episodes: Sequence[Episode], batch: Batch, values_BS: torch.Tensor) -> Batch:
         """`advantages`, `returns` and `old_values` (B, T) of the episodes."""
-        args = self.args
+        args, total = self.args, self.total
         mask_BT, values_BT = loss_mask(batch), values_BS[:, :-1]
         rewards_BT, turns_BT, ends_B = turn_columns(mask_BT, episodes)
         for b, episode in enumerate(episodes):  # in a game the critic learns what the mean return of the agent leaves
@@ -179,16 +179,16 @@ class PPOTrainer(HeadTrainer, GRPOTrainer):
             log_ratio_BT = batch["old_per_token_logps"] - batch["ref_per_token_logps"]
             kl_BT = torch.where(mask_BT.bool(), log_ratio_BT, 0.0)
             rewards_BT = rewards_BT - args.beta * kl_BT
-            self.count("kl", masked_moments(kl_BT, mask_BT, self._total)[0].item())
+            self.count("kl", masked_moments(kl_BT, mask_BT, total)[0].item())
         is_cut_B = torch.tensor([self._is_cut(episode) for episode in episodes], device=mask_BT.device)
         bootstrap_B = torch.where(is_cut_B, values_BS.gather(1, ends_B[:, None])[:, 0], 0.0)
         estimate, steps_BT = (turn_gae, turns_BT) if args.gae_unit == "turn" else (gae, mask_BT)
         advantages_BT, returns_BT = estimate(rewards_BT, values_BT, steps_BT, bootstrap_B, args.gamma, args.gae_lambda)
-        self.count("explained_variance", explained_variance(values_BT, returns_BT, mask_BT, self._total).item())
-        self.count("value", masked_moments(values_BT, mask_BT, self._total)[0].item())
-        self.count("bootstrapped", self._total(is_cut_B.sum()).item())
+        self.count("explained_variance", explained_variance(values_BT, returns_BT, mask_BT, total).item())
+        self.count("value", masked_moments(values_BT, mask_BT, total)[0].item())
+        self.count("bootstrapped", total(is_cut_B.sum()).item())
         if args.whiten_advantages:
-            advantages_BT = whiten(advantages_BT, mask_BT, self._total)
+            advantages_BT = whiten(advantages_BT, mask_BT, total)
         return {"advantages": advantages_BT, "returns": returns_BT, "old_values": values_BT}
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
@@ -198,7 +198,7 @@ class PPOTrainer(HeadTrainer, GRPOTrainer):
         mask_BT = loss_mask(batch)
         values_BT = values[0][:, -mask_BT.shape[1] - 1 : -1]
         summed = value_loss(values_BT, batch["old_values"], batch["returns"], mask_BT, self.args.value_clip_range)
-        self.count("value_loss", (self._total(summed.detach()) / self._total(mask_BT.sum()).clamp(min=1)).item())
+        self.count("value_loss", (self.total(summed.detach()) / self.total(mask_BT.sum()).clamp(min=1)).item())
         # the tokens of a batch, rescaled to one accumulation window, as TRL does it
         tokens = batch["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
         tokens = tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation
@@ -233,9 +233,6 @@ class PPOTrainer(HeadTrainer, GRPOTrainer):
         episode.action_mask += [0] * len(ids)
         if episode.logprobs is not None:
             episode.logprobs += [None] * len(ids)
-
-    def _total(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self.accelerator.reduce(tensor, reduction="sum")  # type: ignore[return-value]
 
 
 class ValueHead(nn.Module):

@@ -23,7 +23,7 @@ def task_rows(args: Any, pool: EnvPool) -> Dataset:
     micro_steps = args.steps_per_generation * args.num_iterations  # that one generation feeds
     updates = micro_steps / args.gradient_accumulation_steps  # a generation
     if args.max_steps <= 0:
-        sizes = [pool.num_tasks(index) for index in range(len(pool.envs))]
+        sizes = pool.num_tasks
         is_alone = args.num_generations == 1
         turns = [pool.trained_agents(index) if is_alone else 1 for index in range(len(sizes))]  # rows a task
         known = [size * rows for size, rows in zip(sizes, turns, strict=True) if size is not None]

@@ -16,14 +16,14 @@ from transformers import TrainingArguments
 
 from mrlm_train.checkpoint_files import WholeCheckpoints
 from mrlm_train.episodes.chat import Chat
-from mrlm_train.inference.policy import Policy
+from mrlm_train.inference.policy import Policy, eos_ids
 from mrlm_train.inference.sampling import Sampling
 from mrlm_train.ranges import refuse_senseless
 from mrlm_train.rollout.environments import EnvEntry, EnvLike, entries
 from mrlm_train.rollout.evaluation import evaluation_requests, evaluation_rollout, require_valid, summary
 from mrlm_train.rollout.pool import STEP_TIMEOUT
 from mrlm_train.rollout.runner import Rollout
-from mrlm_train.trl_hooks import decoding_session, shards_parameters, sum_over_processes, trl_turn, vllm_temperature
+from mrlm_train.trl_hooks import decoding_session, shards_parameters, trl_turn, vllm_temperature
 
 Config = TypeVar("Config", bound=TrainingArguments)
 TRL_ONLY = {"reward_funcs": "envs", "train_dataset": "envs", "eval_dataset": "eval_envs"}  # TRL's argument -> ours
@@ -38,7 +38,7 @@ class RolloutArguments:
         gradient_checkpointing: None is on where there is a GPU (TRL switches it on everywhere).
         max_turns: most turns of an episode; None leaves it to the environment.
         max_turn_tokens: most tokens of a turn; None is `max_completion_length`.
-        engine: "auto", or one of `engines.engine_for`.
+        engine: "auto", or one of `policy.engine_for`.
         rows: episodes decoded at once in a process.
         env_threads: environments stepped at once in a process.
         step_timeout: most seconds of an environment's step; one that takes longer ends its episode with reward 0.
@@ -153,7 +153,8 @@ class PlayedEvaluation(WholeCheckpoints):
         if uses_vllm:
             self.policy.turn = trl_turn(trainer, chat.stop_ids)
         if shards_parameters(self) or (uses_vllm and trainer.accelerator.num_processes > 1):
-            self.policy.reduce = lambda count: sum_over_processes(self, count)
+            accelerator = trainer.accelerator
+            self.policy.reduce = lambda count: int(accelerator.reduce(torch.tensor(count, device=accelerator.device)))
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -178,12 +179,10 @@ class PlayedEvaluation(WholeCheckpoints):
             played = gather_object(self._eval_rollout.run(requests[rank::world]))
         require_valid(played)
         figures = summary(played)
-        parts = {metric_key_prefix: figures}
-        for name, part in figures.pop("environments", {}).items():
-            parts[f"{metric_key_prefix}_{name}"] = part
+        parts = {f"{metric_key_prefix}_{name}": part for name, part in figures.pop("environments", {}).items()}
         metrics = {
             f"{prefix}_{key}": float(value)
-            for prefix, part in parts.items()
+            for prefix, part in {metric_key_prefix: figures, **parts}.items()
             for key, value in part.items()
             if isinstance(value, int | float)
         }
@@ -267,6 +266,4 @@ def check_config(args: Config | None, cls: type[Config]) -> Config:
 
 def model_chat(model: Any, tokenizer: Any, args: Any, single_turn: bool = False) -> Chat:
     """The `Chat` of a model that TRL has not loaded yet."""
-    eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    eos_ids = [eos] if isinstance(eos, int) else eos or []
-    return Chat(tokenizer, args.chat_template_kwargs, args.system_prompt, eos_ids, single_turn)
+    return Chat(tokenizer, args.chat_template_kwargs, args.system_prompt, eos_ids(model), single_turn)

@@ -9,8 +9,7 @@ Each hook has a contract test in `tests/train/` (`test_grpo.py`, `test_ppo.py`, 
   positions, and divides by `inputs["num_items_in_batch"]`.
 - `_metrics[mode][name]` lists are averaged into the next log.
 - `_save(output_dir, state_dict)` and `_load_from_checkpoint(folder, model)` write and read the weights.
-- DPO: `_prepare_dataset` tokenises, `_set_signature_columns_if_needed` names the columns kept, and the loss counts what
-  the collator's `completion_mask` says.
+- DPO: `_prepare_dataset` tokenises, and the loss counts what the collator's `completion_mask` says.
 - `_generate_single_turn(prompt_ids, images, multimodal_fields, num_generations)` generates on token ids, by vLLM too;
   vLLM's server mode takes `process_index * len(prompts)` as the place of a process's rows among all.
 
@@ -19,10 +18,12 @@ Shape letters: B episodes of this process, P prompt tokens, T completion tokens.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -37,8 +38,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import pad, use_adapter
 
 from mrlm_train.episodes.record import Episode
-from mrlm_train.inference.batch_engine import Turn, TurnRow
-from mrlm_train.inference.sampling import turn_length
+from mrlm_train.inference.batch_engine import SampledTurn, Turn, TurnRow, truncated_turn
 
 Batch = dict[str, Any]
 
@@ -149,20 +149,14 @@ class EpisodeTrainer(GRPOTrainer):
         difference_BT = torch.nan_to_num(difference_BT, nan=0.0)  # vLLM could not score the token
         mean = difference_BT.abs().sum() / mask_BT.sum().clamp(min=1)
         self.count("sampling/sampling_logp_difference/mean", mean.item())
-        mode, low, high = (
-            self.vllm_importance_sampling_mode,
-            self.vllm_importance_sampling_clip_min,
-            self.vllm_importance_sampling_clip_max,
-        )
+        mode = self.vllm_importance_sampling_mode
         if mode.startswith("sequence"):
             difference_BT = difference_BT.sum(-1, keepdim=True)
         ratio = difference_BT.exp()
-        if mode.endswith("truncate"):
-            ratio = ratio.clamp(low, high)
-        else:
-            is_far = (ratio < (-torch.inf if low is None else low)) | (ratio > (torch.inf if high is None else high))
-            ratio = ratio.masked_fill(is_far, 0.0)
-        return {"importance_sampling_ratio": ratio}
+        clamped = ratio.clamp(self.vllm_importance_sampling_clip_min or 0.0, self.vllm_importance_sampling_clip_max)
+        if mode.endswith("mask"):
+            clamped = clamped.where(clamped == ratio, 0.0)
+        return {"importance_sampling_ratio": clamped}
 
     @property
     def is_off_policy(self) -> bool:
@@ -182,9 +176,13 @@ class EpisodeTrainer(GRPOTrainer):
         rewards = [episode.reward if episode.valid else torch.nan for episode in episodes]
         return self.accelerator.gather(torch.tensor(rewards, device=self.accelerator.device))  # type: ignore[return-value]
 
-    def count(self, name: str, value: float) -> None:
-        """Add a value to a training metric; the mean since the last log is logged."""
-        self._metrics["train"][name].append(value)
+    def count(self, name: str, value: float | None) -> None:
+        """Add a value to a training metric; the mean since the last log, without None and NaN, is logged."""
+        self._metrics["train"][name].append(torch.nan if value is None else value)
+
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all processes."""
+        return self.accelerator.reduce(tensor)  # type: ignore[return-value]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
         self.last_batch = self.make_batch(inputs)
@@ -224,30 +222,24 @@ class EpisodeTrainer(GRPOTrainer):
         """The rows of TRL's `log_completions` table."""
         if not self.log_completions:
             return
-        rows = [
-            (
-                self.processing_class.decode(episode.prompt_ids or []),
-                self.processing_class.decode(episode.completion_ids or [], skip_special_tokens=True),
-                episode.reward if episode.valid else torch.nan,
-                value,
-            )
-            for episode, value in zip(episodes, advantages.tolist(), strict=True)
-        ]
-        for prompt, completion, reward, advantage in gather_object(rows):
-            self._logs["prompt"].append(prompt)
-            self._logs["completion"].append(completion)
-            self._logs["rewards"]["environment"].append(reward)
-            self._logs["advantages"].append(advantage)
+        decode, logs = self.processing_class.decode, self._logs
+        for column, values in (
+            (logs["prompt"], [decode(episode.prompt_ids or []) for episode in episodes]),
+            (logs["completion"], [decode(e.completion_ids or [], skip_special_tokens=True) for e in episodes]),
+            (logs["rewards"]["environment"], [e.reward if e.valid else torch.nan for e in episodes]),
+            (logs["advantages"], advantages.tolist()),
+        ):
+            column.extend(gather_object(values))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         is_checkpoint = output_dir is not None and Path(output_dir).name.startswith(PREFIX_CHECKPOINT_DIR)
-        if is_checkpoint and self.args.should_save and self.opponents is not None and self.opponents.has_past:
+        if is_checkpoint and self.args.should_save and self.opponents is not None:
             self.opponents.save(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.opponents is not None and self.opponents.has_past:
+        if self.opponents is not None:
             self.opponents.load(resume_from_checkpoint)
 
 
@@ -310,15 +302,12 @@ class HeadTrainer(EpisodeTrainer):
         path = Path(folder) / self.FILE
         if not path.is_file():
             raise FileNotFoundError(f"value head {path}: no such file; only PPO writes one")
-        weights = load_file(path)
-        shapes = {name: tuple(value.shape) for name, value in weights.items()}
-        expected = {name: tuple(value.shape) for name, value in self.value_head.state_dict().items()}
-        if shapes != expected:
-            raise ValueError(
-                f"value head {path} does not fit the model: it has {shapes}, the model needs {expected}; "
-                "give the model it was trained with, or remove the file"
-            )
-        self.value_head.load_state_dict(weights)
+        try:
+            self.value_head.load_state_dict(load_file(path))
+        except RuntimeError as error:  # PyTorch's message says on its second line which shapes differ
+            why = " ".join(str(error).split())
+            fix = "give the model it was trained with, or remove the file"
+            raise ValueError(f"value head {path} does not fit the model: {why}; {fix}") from None
 
 
 class PairTrainer(DPOTrainer):
@@ -327,16 +316,8 @@ class PairTrainer(DPOTrainer):
     TRL counts everything after the prompt, the environment's words too; here only mask 1 counts.
     """
 
-    COLUMNS: ClassVar[tuple[str, ...]] = (
-        *("prompt_ids", "chosen_ids", "rejected_ids", "chosen_mask", "rejected_mask"),
-        *("ref_chosen_logps", "ref_rejected_logps"),
-    )
-
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
-
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = list(self.COLUMNS)
 
 
 class PairCollator(DataCollatorForPreference):
@@ -403,12 +384,6 @@ def shards_parameters(trainer: Any) -> bool:
     return trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
 
 
-def sum_over_processes(trainer: Any, value: int) -> int:
-    """The sum of an integer over all processes."""
-    total = trainer.accelerator.reduce(torch.tensor(value, device=trainer.accelerator.device), reduction="sum")
-    return int(total)
-
-
 def trl_turn(trainer: Any, stop_ids: Sequence[int]) -> Turn:
     """A `batch_engine.Turn` by TRL's own generation, which is also the vLLM path.
 
@@ -421,17 +396,14 @@ def trl_turn(trainer: Any, stop_ids: Sequence[int]) -> Turn:
     """
     accelerator = trainer.accelerator
 
-    def turn(rows: Sequence[TurnRow]) -> list[tuple[list[int], list[float] | None]]:
+    def turn(rows: Sequence[TurnRow]) -> list[SampledTurn]:
         contexts = [row.context for row in rows]
         if accelerator.num_processes > 1:
             contexts += [contexts[0]] * (max(gather_object([len(contexts)])) - len(contexts))
         # num_generations=1: in server mode TRL would else keep only every G-th prompt
         sampled, log_probs = trainer._generate_single_turn(contexts, None, {}, 1)
-        turns: list[tuple[list[int], list[float] | None]] = []
-        for i, (row, ids) in enumerate(zip(rows, sampled, strict=False)):
-            length = turn_length(ids[: row.budget], stop_ids)
-            turns.append((list(ids[:length]), None if log_probs is None else list(log_probs[i][:length])))
-        return turns
+        found = zip(rows, sampled, itertools.repeat(None) if log_probs is None else log_probs)
+        return [truncated_turn(ids, scores, row.budget, stop_ids) for row, ids, scores in found]
 
     return turn
 
@@ -439,10 +411,7 @@ def trl_turn(trainer: Any, stop_ids: Sequence[int]) -> Turn:
 @contextmanager
 def vllm_temperature(trainer: Any, temperature: float) -> Iterator[None]:
     """Within it, vLLM samples at another temperature; without vLLM nothing changes."""
-    engine = getattr(trainer, "vllm_generation", None)
-    if engine is None:
-        yield
-        return
+    engine = getattr(trainer, "vllm_generation", None) or SimpleNamespace(temperature=None)
     before, engine.temperature = engine.temperature, temperature
     try:
         yield

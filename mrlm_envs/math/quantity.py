@@ -1,7 +1,7 @@
 r"""Reading one number, with its unit, exactly: `1 1/2`, `\frac{3}{4}`, `−1,234.50`, `1.5 \times 10^3`, `ten euros`.
 
-`clean` takes the typography out of an answer; `quantity` reads what is left as a `Fraction` and a unit; `agree`
-compares two of them. No floats: 0.3333333333 is not 1/3.
+`clean` removes the typography from an answer, `quantity` reads the result as a `Fraction` with a unit, and `agree`
+compares two quantities. Numbers are never floats: 0.3333333333 is not 1/3.
 """
 
 import re
@@ -11,19 +11,19 @@ from typing import NamedTuple
 
 from mrlm_envs.tasks import packaged
 
-MAX_LENGTH = 200  # characters; a longer text is no number
-_MAX_BITS = 4_000  # of an evaluated power; beyond it the text is no number here
+MAX_LENGTH = 200  # characters; a longer text is not read as a number
+_MAX_BITS = 4_000  # most bits of an evaluated power; a longer one is not read as a number
 
 
 class Quantity(NamedTuple):
-    """An exact number and what it counts.
+    """An exact number with a unit.
 
-    Args:
+    Attributes:
         value: The number as written (50 for "50%").
-        dimension: What the unit measures: "length", "usd/time", "%", "?duck egg" (words we do not know), "" (none).
+        dimension: What the unit measures: "length", "usd/time", "%", "?duck egg" (an unknown unit), "" (no unit).
         factor: Size of the unit in its dimension (1/100 for cm).
-        is_open: An operation is left to do (see `verify`): a fraction that comes out whole (`36/2`), a power (`2^{10}`)
-            other than of ten.
+        is_open: Whether an operation is left to do (see `verify`): the text is a fraction that equals an integer
+            (`36/2`), or a power of a number other than ten (`2^{10}`).
     """
 
     value: Fraction
@@ -58,7 +58,7 @@ _DELIMITERS = [("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", 
 
 
 def clean(text: str) -> str:
-    """The answer without typography: Unicode look-alikes, math delimiters, sizing and spacing commands, bold, text."""
+    """Remove typography: Unicode look-alikes, math delimiters, LaTeX's sizing, spacing and text commands, bold."""
     text = " ".join(text.split())  # first, so that no pattern below meets a long run of white space
     if not text.isascii():
         text = _SUPERSCRIPT.sub(lambda m: "^{" + m[0].translate(_RAISED) + "}", text)
@@ -119,9 +119,9 @@ _POWERS = {"square": 2, "sq": 2, "squared": 2, "2": 2, "cubic": 3, "cu": 3, "cub
 
 @lru_cache(maxsize=4096)
 def unit(text: str) -> tuple[str, Fraction] | None:
-    """Dimension and size of a unit such as "cm^2", "miles per hour" or "duck eggs"; None when it is not a unit.
+    """Dimension and size of a unit such as "cm^2", "miles per hour" or "duck eggs"; None if the text is not a unit.
 
-    Words we do not know are units too ("eggs"), unless they say that more than one number is meant ("or", "plus").
+    Unknown words count as units ("eggs"), except words that join two numbers ("or", "plus").
     """
     parts = re.split(r"\s*/\s*|\bper\s+", text)
     if len(parts) > 2:
@@ -182,7 +182,7 @@ _MONEY = {"$": "usd", "us$": "usd", "€": "eur", "£": "gbp", "¥": "jpy", "₹
 
 @lru_cache(maxsize=8192)
 def quantity(text: str, attached: bool = True) -> Quantity | None:
-    """A cleaned text read as one exact number with an optional unit, None when it is anything else.
+    """Read a cleaned text as one exact number with an optional unit; None if it is anything else.
 
     Args:
         text: What `clean` returned.
@@ -233,7 +233,7 @@ def quantity(text: str, attached: bool = True) -> Quantity | None:
 
 
 def _in_digits(text: str) -> str:
-    """`twenty-one eggs` as `21 eggs`; a text that does not begin with a number word is returned as it is."""
+    """`twenty-one eggs` as `21 eggs`; a text that does not begin with a number word is returned unchanged."""
     words = text.lower().replace("-", " ").split()
     sign = "-" if words[0] in ("minus", "negative") else ""
     words = words[len(sign) :]
@@ -256,7 +256,7 @@ def _in_digits(text: str) -> str:
 
 
 def _compound(text: str) -> Quantity | None:
-    """`2 hours 30 minutes`, `5 dollars and 40 cents`: numbers in smaller and smaller units of one dimension."""
+    """Read `2 hours 30 minutes` or `5 dollars and 40 cents`: numbers in ever smaller units of one dimension."""
     texts = _COMPOUND.split(text)
     if not 2 <= len(texts) <= 3:
         return None
@@ -296,13 +296,13 @@ def _decimal(text: str) -> Fraction:
 
 
 def agree(answer: Quantity, gold: Quantity) -> bool:
-    """Whether two quantities are the same.
+    """Whether two quantities are equal.
 
-    - A unit that only one of them has is no difference: `18` is `18 dollars`. Two units must agree: `10 m` is not
-      `10 cm`, but it is `1000 cm`.
-    - `50%` is `0.5` and `1/2`; and it is `50`, the answer to "how many percent". A bare number below 1 is never read as
-      percent: `0.5%` is not `0.5`.
-    - An operation left to do is no answer: `30/6` is not `5`, `2^{10}` is not `1024`.
+    - A missing unit matches any unit: `18` equals `18 dollars`. Two units must agree: `10 m` does not equal `10 cm`,
+      but it equals `1000 cm`.
+    - `50%` equals `0.5`, `1/2` and also `50`, which answers "how many percent". A bare number below 1 is never read as
+      a percentage: `0.5%` does not equal `0.5`.
+    - An answer that leaves an operation to do is wrong: `30/6` does not equal `5`, nor `2^{10}` `1024`.
     """
     if answer.is_open and not gold.is_open:
         return False

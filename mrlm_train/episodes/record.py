@@ -244,36 +244,9 @@ def sft_rows(episodes: Iterable[Episode], tokenizer: Any = None) -> Iterator[dic
         }
 
 
-@dataclass(frozen=True)
-class Group:
-    """Statistics of the episodes that share a task.
-
-    Attributes:
-        group_id: their common id.
-        size: valid episodes.
-        reward_mean: mean of their rewards (NaN when none is valid).
-        reward_std: population standard deviation (0 for one).
-    """
-
-    group_id: str
-    size: int
-    reward_mean: float
-    reward_std: float
-
-
-def groups(episodes: Iterable[Episode]) -> list[Group]:
-    """Statistics by `group_id`, in order of first appearance; invalid episodes do not count."""
-    members: dict[str, list[float]] = defaultdict(list)
+def reward_stds(episodes: Iterable[Episode]) -> dict[str, float]:
+    """The population standard deviation of each group's rewards, by `group_id`; invalid episodes do not count."""
+    rewards: dict[str, list[float]] = defaultdict(list)
     for episode in episodes:
-        rewards = members[episode.group_id]
-        if episode.valid:
-            rewards.append(episode.reward)
-    return [
-        Group(
-            group_id,
-            len(rewards),
-            float(np.mean(rewards)) if rewards else math.nan,
-            float(np.std(rewards)) if rewards else 0.0,
-        )
-        for group_id, rewards in members.items()
-    ]
+        rewards[episode.group_id] += [episode.reward] if episode.valid else []
+    return {group_id: float(np.std(values)) if values else 0.0 for group_id, values in rewards.items()}

@@ -1,8 +1,8 @@
-"""The processes of a training: how many, started by Accelerate's launcher, alike, and ended together.
+"""The processes of a training run: starts them with Accelerate's launcher, checks them, and ends them together.
 
-`mrlm train` becomes `accelerate launch` when `distributed:` asks for several processes and nobody has started them
-yet; each of them is then the same command again. Under `accelerate launch` or `torchrun` it is one of the processes
-already. `launch/` holds Accelerate's configuration files, one a strategy.
+When `distributed:` asks for several processes and no launcher has started them yet, `mrlm train` runs
+`accelerate launch`, and each process runs the same command. Under `accelerate launch` or `torchrun`, `mrlm train` is
+already one of the processes. `launch/` holds one Accelerate configuration file for each strategy.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _FIRST_ERROR = "MRLM_FIRST_ERROR"  # the file in which the first process to fail
 
 
 def world_size() -> int:
-    """Processes that were started for this training, as the launcher tells; 1 without one."""
+    """The number of processes that the launcher has started for this run; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """Whether this is the first process, the one that prints."""
+    """Whether this is the first process, which is the one that prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -47,7 +47,7 @@ def must_launch(config: RunConfig) -> bool:
 def launch(config: RunConfig, command: Sequence[str]) -> int:
     """Run `mrlm COMMAND` in as many processes as the configuration asks for.
 
-    The processes end with this one. Ctrl-C is passed on to them, and the first error of any is reported in one line.
+    The processes end when this one does. Ctrl-C is forwarded to them, and the first error is reported in one line.
 
     Args:
         config: With a `distributed` section.
@@ -57,7 +57,7 @@ def launch(config: RunConfig, command: Sequence[str]) -> int:
         The exit code.
 
     Raises:
-        ConfigError: If the machine does not have the devices.
+        ConfigError: If the machine has too few devices.
     """
     section = config.distributed
     assert section is not None
@@ -101,7 +101,11 @@ def _why(failed: Any, first_error: Path) -> tuple[str, int]:
 
 
 def report(text: str, code: int) -> bool:
-    """Hand an error to the `mrlm train` that started this process, which reports the first; False without one."""
+    """Pass an error to the `mrlm train` that started this process; it prints the first one it gets.
+
+    Returns:
+        False if no `mrlm train` started this process.
+    """
     path = os.environ.get(_FIRST_ERROR)
     if path is None:
         return False
@@ -119,11 +123,11 @@ def _asked(section: DistributedSection) -> int:
 
 
 def check_devices(section: DistributedSection, use_cpu: bool) -> None:
-    """Refuse more processes on this machine than it has GPUs, or without any, cores.
+    """Refuse more processes on this machine than it has GPUs, or cores if it has no GPU.
 
     Args:
-        section: How many processes.
-        use_cpu: GPUs are not to be used.
+        section: Says how many processes.
+        use_cpu: Whether the run ignores GPUs.
 
     Raises:
         ConfigError: In one line.
@@ -144,7 +148,7 @@ def launch_file(section: DistributedSection) -> Path:
     """Accelerate's configuration file: the user's, or ours.
 
     Raises:
-        ConfigError: If there is none of that name.
+        ConfigError: If there is no file of that name.
     """
     name = section.config_file or f"{section.strategy}.yaml"
     for path in (Path(name), LAUNCH / name) if section.config_file else (LAUNCH / name,):
@@ -168,7 +172,7 @@ def _launch_arguments(section: DistributedSection) -> list[str]:
 
 @contextmanager
 def _interrupts_passed_on() -> Iterator[None]:
-    """Ctrl-C reaches the launcher alone (its processes have sessions of their own): pass it on and wait for them."""
+    """Forward Ctrl-C to the processes: it reaches only the launcher, because each process has its own session."""
     import psutil
 
     def pass_on(number: int, frame: Any) -> None:
@@ -183,10 +187,10 @@ def _interrupts_passed_on() -> Iterator[None]:
 
 
 def join(config: RunConfig) -> None:
-    """Before anything else of a process's work: end with the launcher, and set up the strategy under `torchrun`.
+    """Prepare a process before it does anything else: tie its life to the launcher's, and set up the strategy.
 
     Raises:
-        ConfigError: If the number of processes is not what was asked.
+        ConfigError: If the launcher has started another number of processes than the configuration asks for.
     """
     if os.environ.get(_PARENT, "") == str(os.getppid()):
         _end_with_parent()
@@ -199,11 +203,11 @@ def join(config: RunConfig) -> None:
             f"the launcher has started {world_size()}; {fix}"
         )
     if section is not None and world_size() > 1 and "ACCELERATE_MIXED_PRECISION" not in os.environ:
-        os.environ.update(_strategy_environment(section))  # torchrun knows nothing of strategies
+        os.environ.update(_strategy_environment(section))  # torchrun does not set up strategies
 
 
 def _asked_on_command_line() -> int | None:
-    """Processes that `accelerate launch --num_processes N` was asked for; with `--cpu` it starts one, silently."""
+    """N of `accelerate launch --num_processes N`, which with `--cpu` silently starts only one process."""
     if "ACCELERATE_MIXED_PRECISION" not in os.environ or "LOCAL_RANK" in os.environ:
         return None
     import psutil
@@ -214,15 +218,15 @@ def _asked_on_command_line() -> int | None:
 
 
 def _end_with_parent() -> None:
-    """Linux: die when the launcher does, however it dies."""
+    """On Linux, kill this process when the launcher dies, for whatever reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.environ[_PARENT] != str(os.getppid()):
-            os._exit(1)  # it was faster
+            os._exit(1)  # the launcher died before the call above
 
 
 def _strategy_environment(section: DistributedSection) -> dict[str, str]:
-    """What `accelerate launch` would add to the environment."""
+    """The environment variables that `accelerate launch` would set."""
     from accelerate.commands import launch
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
@@ -238,14 +242,14 @@ def _strategy_environment(section: DistributedSection) -> dict[str, str]:
 
 
 def check_alike(config: RunConfig, args: Any) -> None:
-    """After the process group is up: it is the one that was launched, and all its members train the same.
+    """Check the process group: it has the processes that were launched, and all have the same configuration.
 
     Args:
-        config: this process's configuration.
-        args: its `TrainingArguments`.
+        config: This process's configuration.
+        args: Its `TrainingArguments`.
 
     Raises:
-        ConfigError: On every process, if one is alone or has another configuration than the first.
+        ConfigError: On every process, if each would train alone or one has another configuration than the first.
     """
     if args.world_size != world_size():
         raise ConfigError(
@@ -268,10 +272,10 @@ def check_alike(config: RunConfig, args: Any) -> None:
 
 
 def check_strategy(config: RunConfig, trainer: Any) -> None:
-    """Once the model is prepared: the strategy is the one asked for, and it does what it says.
+    """Check, after the model is prepared, that the strategy asked for is the one that runs.
 
     Raises:
-        ConfigError: If it silently became another, or shards nothing.
+        ConfigError: If another strategy runs, or one that should shard the model does not.
     """
     accelerator = trainer.accelerator
     if accelerator.num_processes == 1:
@@ -300,7 +304,7 @@ def check_strategy(config: RunConfig, trainer: Any) -> None:
 
 
 def parameters(model: Any) -> tuple[int, int]:
-    """Parameters of a model, and how many of them lie in this process."""
+    """The number of a model's parameters, and of those that this process holds."""
     whole = here = 0
     for parameter in model.parameters():
         if hasattr(parameter, "ds_numel"):  # ZeRO-3
@@ -312,7 +316,7 @@ def parameters(model: Any) -> tuple[int, int]:
 
 
 def leave() -> None:
-    """End the process group in an orderly way: gloo now and then aborts a process that just exits."""
+    """Shut the process group down before the exit: gloo sometimes aborts a process that exits without that."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():

@@ -5,9 +5,10 @@ Shape letters: B rows, T tokens of a turn, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor
 
-from mrlm_train.inference.sampling import Sampling, decoding, sample_tokens, turn_length, turn_uniforms
+from mrlm_train.inference.sampling import Sampling, decoding, sample_tokens, turn_uniforms
 from mrlm_train.inference.types import Conversation, End, Feed, Wait
 
 
@@ -40,6 +41,14 @@ SampledTurn = tuple[list[int], list[float] | None]
 
 Turn = Callable[[Sequence[TurnRow]], list[SampledTurn]]
 """Samples one turn for each row."""
+
+
+def truncated_turn(
+    ids: Sequence[int], log_probs: Sequence[float] | None, budget: int, stop_ids: Sequence[int]
+) -> SampledTurn:
+    """A turn up to its budget or, if that comes first, its first stop id."""
+    length = next((i + 1 for i, token in enumerate(ids[:budget]) if token in stop_ids), min(budget, len(ids)))
+    return list(ids[:length]), None if log_probs is None else list(log_probs[:length])
 
 
 # What a checkpoint's generation config may ask for besides; `_Draw` samples.
@@ -111,34 +120,23 @@ class ModelTurn:
                 logits_processor=[draw],
                 synced_gpus=self.synced,
             )
-        sampled = zip(out_BT[:, ids_BT.shape[1] :].tolist(), torch.stack(draw.log_probs, 1).tolist(), strict=True)
-        turns: list[SampledTurn] = []
-        for row, (ids, log_probs) in zip(rows, sampled, strict=True):
-            length = turn_length(ids[: row.budget], self.sampling.stop_ids)
-            turns.append((ids[:length], log_probs[:length]))
-        return turns
+        sampled = zip(rows, out_BT[:, ids_BT.shape[1] :].tolist(), torch.stack(draw.log_probs, 1).tolist(), strict=True)
+        return [truncated_turn(ids, log_probs, row.budget, self.sampling.stop_ids) for row, ids, log_probs in sampled]
 
 
 @dataclass
 class _Row:
     conversation: Conversation
+    wish: Feed | Wait | End | None = None  # what the conversation asked for; None after a turn
     context: list[int] = field(default_factory=list)
     turns: int = 0
 
 
 class BatchEngine:
-    """One `generate` over a batch per turn: simple, and correct for every architecture and kind of sharding.
-
-    Attributes:
-        sampled_tokens: tokens sampled by the last `run`.
-    """
+    """One `generate` over a batch per turn: simple, and correct for every architecture and kind of sharding."""
 
     def __init__(
-        self,
-        turn: Turn,
-        sampling: Sampling,
-        rows: int = 64,
-        reduce: Callable[[int], int] | None = None,
+        self, turn: Turn, sampling: Sampling, rows: int = 64, reduce: Callable[[int], int] | None = None
     ) -> None:
         """
         Args:
@@ -149,30 +147,21 @@ class BatchEngine:
                 ZeRO-3): a process with nothing left generates one dummy token until all are done.
         """
         self.turn, self.sampling, self.rows, self.reduce = turn, sampling, rows, reduce
-        self.sampled_tokens = 0
 
     def run(self, conversations: Iterable[Conversation]) -> None:
         """Decode every conversation until it says `End`; see `Engine.run`."""
         queue = iter(conversations)
         live: list[_Row] = []
         patience = 0.0  # seconds to wait for environments that could still join a batch
-        self.sampled_tokens, more = 0, True
         while True:
-            while more and len(live) < self.rows:
-                conversation = next(queue, None)
-                more = conversation is not None
-                if conversation is not None:
-                    live.append(_Row(conversation))
+            live += [_Row(conversation) for conversation in itertools.islice(queue, self.rows - len(live))]
+            more = len(live) == self.rows  # the queue may hold conversations
             live, ready, futures = self._poll(live)
             has_room = more and len(live) < self.rows  # the next conversation may be one that the others wait for
             if futures and (ready or not has_room):
                 # a fast environment joins this batch; a slow one blocks only where nothing could decode anyway
-                if ready:
-                    wait(futures, timeout=patience)
-                else:
-                    wait(futures, return_when=FIRST_COMPLETED)
-                live, joined, _ = self._poll(live, skip=ready)
-                ready += joined
+                wait(futures, *(patience, ALL_COMPLETED) if ready else (None, FIRST_COMPLETED))
+                live, ready, _ = self._poll(live)
             left = len(live) + more
             if (left if self.reduce is None else self.reduce(left)) == 0:
                 return
@@ -182,22 +171,15 @@ class BatchEngine:
             self._decode(ready)
             patience = 0.25 * (time.monotonic() - start)
 
-    def _poll(self, live: list[_Row], skip: Sequence[_Row] = ()) -> tuple[list[_Row], list[_Row], list[Future[Any]]]:
+    def _poll(self, live: list[_Row]) -> tuple[list[_Row], list[_Row], list[Future[Any]]]:
         """Ask every row what it wants: `(rows still alive, rows ready to decode, what the others wait for)`."""
-        alive: list[_Row] = []
-        ready: list[_Row] = []
-        futures: list[Future[Any]] = []
-        skipped = {id(row) for row in skip}
         for row in live:
-            wish = None if id(row) in skipped else row.conversation.poll()
-            if isinstance(wish, Feed):
-                row.context += wish.ids
-                ready.append(row)
-            elif isinstance(wish, Wait):
-                futures.append(wish.ready)
-            if not isinstance(wish, End):
-                alive.append(row)
-        return alive, ready, futures
+            if not isinstance(row.wish, Feed):
+                row.wish = row.conversation.poll()
+                row.context += row.wish.ids if isinstance(row.wish, Feed) else []
+        alive = [row for row in live if not isinstance(row.wish, End)]
+        ready = [row for row in alive if isinstance(row.wish, Feed)]
+        return alive, ready, [row.wish.ready for row in alive if isinstance(row.wish, Wait)]
 
     def _decode(self, ready: list[_Row]) -> None:
         """Sample one turn for each ready row and hand it in."""
@@ -210,6 +192,5 @@ class BatchEngine:
             rows.append(TurnRow(row.context, budget, turn_uniforms(self.sampling.seed, seed, row.turns, budget)))
         for row, (ids, log_probs) in zip(ready, self.turn(rows), strict=True):
             row.context += ids
-            row.turns += 1
-            self.sampled_tokens += len(ids)
+            row.turns, row.wish = row.turns + 1, None
             row.conversation.submit(ids, log_probs)

@@ -1,8 +1,8 @@
 """A causal LM over slots: rows of one key-value buffer per layer, in which a token's index is its position.
 
-There is no left padding and there are no holes; the tokens of a row may be computed in any number of passes. The
-invariant: a slot holds the tokens before some position, and no query sees what is stored at later positions, because it
-is overwritten first. So padding and idle rows are harmless: they write to later positions.
+Slots have no left padding and no gaps, and the tokens of a row may be computed in any number of passes. The invariant:
+a slot holds the tokens before some position, and everything stored at later positions is overwritten before a query
+can read it. Padding and idle rows write only to later positions, so they are harmless.
 
 Shape letters: B rows of a forward pass, T its tokens, H key-value heads, D head size, L places read, V vocabulary.
 """
@@ -24,21 +24,21 @@ from mrlm_train.inference.shared_prefix import ATTENTION, Groups, SharedBeginnin
 
 
 def compute_dtype(like: Any) -> torch.dtype:
-    """The type that a tensor or a model computes in: its own, or autocast's where autocast is on."""
+    """The dtype that a tensor or a model computes in: autocast's where autocast is on, otherwise its own."""
     kind = like.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
 
 
-FIRST_WIDTH = 64  # tokens that a new slot has room for
+FIRST_WIDTH = 64  # tokens that fit into a new slot
 
 
 def grown_width(width: int, needed: int) -> int:
-    """The width to which slots of `width` tokens grow when they need room for more: by half at least."""
+    """The width to which slots of `width` tokens grow to hold `needed` tokens: at least half as wide again."""
     return -(-max(needed, width * 3 // 2) // 64) * 64
 
 
 def width_after(tokens: int) -> int:
-    """The width of slots whose contexts have grown to so many tokens, token by token."""
+    """The width of slots after their contexts have grown to `tokens` tokens one by one."""
     width = FIRST_WIDTH
     while width < tokens:
         width = grown_width(width, width + 1)
@@ -47,16 +47,16 @@ def width_after(tokens: int) -> int:
 
 @dataclass
 class _Window:
-    """Where a forward pass writes, and what its rows then read: the first `seen` places of their slots."""
+    """Where a forward pass writes, and what its rows then read: places `start` to `seen` of their slots."""
 
     slots: int
     width: int
     rows_B: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     places_BT: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    leading: bool = False  # the rows are 0, 1, 2, …: read without a copy
-    start: int = 0  # they read from here on: what comes before they share
+    leading: bool = False  # the rows are 0, 1, 2, …, so they can be read without a copy
+    start: int = 0  # rows share the places before this one and read them separately
     seen: int = 0
-    indices: dict[int, torch.Tensor] = field(default_factory=dict)  # places written, by number of heads
+    indices: dict[int, torch.Tensor] = field(default_factory=dict)  # flat indices to write to, by number of heads
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -76,22 +76,22 @@ class _SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def _buffer(self, like: torch.Tensor) -> torch.Tensor:
-        """Room for the heads of some states (B, H, T, D) in all slots: zeros, because a masked NaN is still a NaN."""
+        """A buffer in all slots for states shaped (B, H, T, D). Zeros, because a masked NaN is still a NaN."""
         shape = self.window.slots, like.shape[1], self.window.width, like.shape[-1]
         dtype = compute_dtype(like)
         if like.device.type != "cpu":
             return like.new_zeros(shape, dtype=dtype)
-        # numpy asks the system for huge pages, which are faster to get and to read
+        # numpy allocates huge pages, which are faster to allocate and to read
         return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the new (B, H, T, D) states to their places; return all the rows hold, (B, H, L, D)."""
+        """Write new states (B, H, T, D) to their places and return everything the rows read, (B, H, L, D)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         heads, indices = key_states.shape[1], self.window.indices
-        if heads not in indices:  # the first layer of a pass works it out for all
+        if heads not in indices:  # the first layer of a pass computes them for all layers
             indices[heads] = self._index(self.window.rows_B, self.window.places_BT)
         index = indices[heads]
         keys, values = self._write(self.keys, index, key_states), self._write(self.values, index, value_states)
@@ -108,27 +108,27 @@ class _SlotLayer(CacheLayerMixin):
         return seen[: len(states)] if self.window.leading else seen.index_select(0, self.window.rows_B)
 
     def _index(self, rows_B: torch.Tensor, places_BT: torch.Tensor) -> torch.Tensor:
-        """Where the entries lie in a buffer flattened to (slots * H * width, D), by row, head, place."""
+        """Indices of rows' places in a buffer flattened to (slots * H * width, D), ordered by row, head and place."""
         heads, width = self.keys.shape[1:3]
         heads_H1 = torch.arange(heads, device=rows_B.device)[:, None]
         return ((rows_B[:, None, None] * heads + heads_H1) * width + places_BT[:, None]).reshape(-1)
 
     def copy(self, sources: torch.Tensor, targets: torch.Tensor, places: torch.Tensor) -> None:
-        """Copy places between rows, entry by entry; all are read before any is written."""
+        """Copy places between rows; everything is read before anything is written."""
         from_index, to_index = self._index(sources, places[:, None]), self._index(targets, places[:, None])
         for buffer in (self.keys, self.values):
             flat = buffer.view(-1, buffer.shape[-1])
             flat.index_copy_(0, to_index, flat.index_select(0, from_index))
 
     def widen(self) -> None:
-        """Grow to the window's width."""
+        """Grow the buffers to the window's width."""
         for name in ("keys", "values"):
             old = getattr(self, name)
             setattr(self, name, self._buffer(old))
             getattr(self, name)[:, :, : old.shape[2]] = old
 
     def share(self, groups: Groups | None) -> None:
-        """Take the groups' common beginnings out of their slots; see `SlotModel.share`."""
+        """Copy the beginnings that groups share out of their slots; see `SlotModel.share`."""
         self.shared = None if groups is None else SharedBeginning(groups, self.keys, self.values)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -142,13 +142,13 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class SlotModel:
-    """A causal LM over slots, which grow as contexts do."""
+    """A causal LM over slots that grow with their contexts."""
 
     def __init__(self, model: Any, slots: int) -> None:
         """
         Args:
-            model: the causal LM; PEFT models too.
-            slots: how many.
+            model: The causal LM, or a PEFT model around one.
+            slots: Number of slots.
         """
         self.model = model
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -156,7 +156,7 @@ class SlotModel:
         self.window = _Window(slots, FIRST_WIDTH)
         self.cache = Cache(layer_class_to_replicate=partial(_SlotLayer, self.window))  # type: ignore[arg-type]
         self.groups: Groups | None = None
-        # prefill needs no logits, and decode those of one token
+        # prefill needs no logits, and decode needs those of one token
         self.keep = {"logits_to_keep": 1} if "logits_to_keep" in signature(type(base).forward).parameters else {}
 
     def forward(
@@ -165,12 +165,12 @@ class SlotModel:
         """Run the next tokens of some slots through the model.
 
         Args:
-            rows: Slots, (B,). Slots 0, 1, 2, … are read without a copy.
-            ids_BT: Their next tokens; rows that have fewer are padded with any id.
+            rows: The slots, (B,). Slots 0, 1, 2, … are read without a copy.
+            ids_BT: Their next tokens; shorter rows are padded with any id.
             first: Position of each row's first token in `ids_BT`.
-            last: Position of its last one; padding comes after it.
-            shared: Read what groups share once for each group. Only for one token per row, after the shared ones, of
-                slots 0, 1, 2, ….
+            last: Position of each row's last token; padding follows it.
+            shared: Read shared tokens once for each group. Only for slots 0, 1, 2, … with one token each, which must
+                follow the shared ones.
 
         Returns:
             Logits at the last column, (B, V).
@@ -185,7 +185,7 @@ class SlotModel:
             window.seen = min(-(-window.seen // 16) * 16, window.width)
         window.leading = np.array_equal(rows, np.arange(len(rows)))
         window.rows_B, window.places_BT = torch.from_numpy(rows).to(device), torch.from_numpy(places_BT).to(device)
-        # learned position embeddings end somewhere: padding stays inside
+        # the table of learned position embeddings ends: padding must not index beyond it
         positions_BT = torch.from_numpy(np.minimum(places_BT, last[:, None])).to(device)
         attention = self.config._attn_implementation
         try:
@@ -204,25 +204,25 @@ class SlotModel:
         return output.logits[:, -1]
 
     def share(self, tokens: int, groups: np.ndarray) -> None:
-        """Let `forward` read the common first tokens of slots once for each group.
+        """Let `forward` read the first tokens that slots share once for each group.
 
         Args:
-            tokens: Number of first tokens that the slots of a group have in common; 0 ends sharing.
-            groups: Group number of each slot, -1 for slots that `forward` will not run.
+            tokens: How many first tokens the slots of a group share; 0 stops sharing.
+            groups: Group number of each slot, or -1 for slots that `forward` will not run.
         """
         self.groups = Groups(tokens, groups) if tokens else None
         for layer in self.cache.layers:
             layer.share(self.groups)  # type: ignore[union-attr]
 
     def arrange(self, groups: np.ndarray) -> None:
-        """Update the groups after slots have been swapped; `groups` as for `share`."""
+        """Update the groups after slots have been swapped; `groups` is as in `share`."""
         if self.groups is not None:
             self.groups.arrange(groups)
 
     def mask(self, positions_BT: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Additive attention mask (B, 1, T, L), by type of layer where the configuration lists types.
+        """Attention mask (B, 1, T, L), or one for each type of layer if the configuration lists types.
 
-        Additive, because eager attention adds it; by type, because a window is ignored otherwise.
+        It is additive, because eager attention adds it. Without masks by type, a sliding window would be ignored.
         """
         places_L = torch.arange(self.window.start, self.window.seen, device=positions_BT.device)
         types: Any = getattr(self.config, "layer_types", None)
@@ -240,7 +240,7 @@ class SlotModel:
         return {kind: additive(kind == "sliding_attention") for kind in set(types)}
 
     def copy(self, sources: np.ndarray, targets: np.ndarray, counts: np.ndarray) -> None:
-        """Copy the first `counts` tokens from slots to slots; all are read before any is written."""
+        """Copy the first `counts` tokens of slots to other slots; everything is read before anything is written."""
         places = np.concatenate([np.arange(count) for count in counts])
         moves = np.repeat(sources, counts), np.repeat(targets, counts), places
         tensors = [torch.from_numpy(move).to(self.model.device) for move in moves]
@@ -248,7 +248,7 @@ class SlotModel:
             layer.copy(*tensors)  # type: ignore[union-attr]
 
     def fit(self, width: int) -> None:
-        """Make room for contexts of `width` tokens."""
+        """Widen the slots to hold contexts of `width` tokens."""
         if width > self.window.width:
             self.window.width = grown_width(self.window.width, width)
             for layer in self.cache.layers:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mrlm_train import tiny
 from mrlm_train.episodes.chat import Chat
-from mrlm_train.inference.batch_engine import BatchEngine, Turn
-from mrlm_train.inference.engines import engine_for
+from mrlm_train.inference.batch_engine import BatchEngine, ModelTurn, Turn
+from mrlm_train.inference.compatibility import supports
 from mrlm_train.inference.hub import check_exists, loading
+from mrlm_train.inference.kv_cache import compute_dtype
 from mrlm_train.inference.sampling import Sampling
+from mrlm_train.inference.slot_engine import SlotEngine
 from mrlm_train.inference.types import Engine
 
 if TYPE_CHECKING:
@@ -33,7 +37,7 @@ class Policy:
         model: the causal LM.
         chat: its tokenizer and template.
         name: written into Episodes.
-        engine_name: "auto" or an engine's name, see `engines.engine_for`.
+        engine_name: "auto" or an engine's name, see `engine_for`.
         rows: conversations decoded at once.
         session: opens the model for decoding (unwrapped, gathered); None takes `model` as it is.
         turn: samples turns by other means than `model` (TRL's or vLLM's generation).
@@ -70,6 +74,54 @@ class Policy:
             yield engine_for(self.engine_name, model, sampling, 0 if pad is None else pad, self.rows, self.reduce)
 
 
+def engine_for(
+    name: str,
+    model: Any,
+    sampling: Sampling,
+    pad_id: int = 0,
+    rows: int = 256,
+    reduce: Callable[[int], int] | None = None,
+) -> Engine:
+    """The engine called `name`.
+
+    Args:
+        name: "slot" (the slot engine), "turn" (the batch engine), or "auto": the slot engine if it can run the model,
+            else the batch engine, with one warning.
+        model: the causal LM, unwrapped.
+        sampling: with stop ids.
+        pad_id: any valid token id.
+        rows: conversations decoded at once.
+        reduce: see `BatchEngine`, the one engine that can; also keeps `generate` in step across processes.
+
+    Returns:
+        An engine for one run.
+
+    Raises:
+        ValueError: If the name is unknown, or it is "slot" and that engine cannot run the model.
+    """
+    if name not in ("auto", "slot", "turn"):
+        raise ValueError(f"unknown engine {name!r}; known: auto, slot, turn")
+    if name != "turn":
+        reasons, key = _REASONS.setdefault(model, {}), (sampling.max_context, compute_dtype(model), reduce is None)
+        if is_new := key not in reasons:
+            sharded = "its parameters are sharded over processes"
+            reasons[key] = supports(model, sampling.max_context) if reduce is None else sharded
+        reason = reasons[key]
+        if reason is None:
+            return SlotEngine(model, sampling, rows)
+        if name == "slot":
+            raise ValueError(
+                f"the slot engine cannot run {type(model).__name__}: {reason}; use engine 'turn' or 'auto'"
+            )
+        if is_new:
+            warnings.warn(f"{type(model).__name__} runs on the slower turn engine: {reason}", stacklevel=2)
+    return BatchEngine(ModelTurn(model, sampling, pad_id, synced=reduce is not None), sampling, rows, reduce)
+
+
+_REASONS: WeakKeyDictionary[Any, dict[Any, str | None]] = WeakKeyDictionary()
+"""What `supports` said about a model, by longest context and the type it computes in."""
+
+
 def make(
     model: PreTrainedModel | PeftModel | str | os.PathLike[str],
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -77,7 +129,6 @@ def make(
     name: str | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
     system_prompt: str | None = None,
-    single_turn: bool = False,
     engine: str = "auto",
     rows: int = 256,
 ) -> Policy:
@@ -90,8 +141,7 @@ def make(
         name: written into Episodes; the model's own name by default.
         chat_template_kwargs: passed to the chat template.
         system_prompt: replaces every environment's own.
-        single_turn: episodes have one turn (see `Chat`).
-        engine: see `engines.engine_for`.
+        engine: see `engine_for`.
         rows: conversations decoded at once.
 
     Raises:
@@ -108,10 +158,14 @@ def make(
         name = name or path
     elif tokenizer is None:
         tokenizer = load_tokenizer(loaded.config.name_or_path)
-    eos = getattr(loaded.generation_config, "eos_token_id", None)
-    eos_ids = [eos] if isinstance(eos, int) else list(eos or ())
-    chat = Chat(tokenizer, chat_template_kwargs, system_prompt, eos_ids, single_turn)
+    chat = Chat(tokenizer, chat_template_kwargs, system_prompt, eos_ids(loaded))
     return Policy(loaded, chat, name or loaded.config.name_or_path or type(loaded).__name__, engine, rows)
+
+
+def eos_ids(model: Any) -> list[int]:
+    """The end tokens of a model's generation config; none for a model that is still a path."""
+    eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return [eos] if isinstance(eos, int) else eos or []
 
 
 def resolve(

@@ -8,7 +8,7 @@ Shape letters: B rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -114,11 +114,6 @@ def _truncate(log_probs_BV: torch.Tensor, top_k: int, top_p: float) -> torch.Ten
         drop_BV |= kept_BV.cumsum(-1) - kept_BV >= top_p  # mass before the token: the first one always stays
     sorted_BV = sorted_BV.masked_fill(drop_BV, -torch.inf).log_softmax(-1)
     return torch.empty_like(sorted_BV).scatter_(-1, order_BV, sorted_BV)
-
-
-def turn_length(ids: Sequence[int], stop_ids: Sequence[int]) -> int:
-    """Tokens up to and with the first stop id; all of them where there is none."""
-    return next((i + 1 for i, token in enumerate(ids) if token in stop_ids), len(ids))
 
 
 @contextmanager

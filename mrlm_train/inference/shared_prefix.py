@@ -1,12 +1,12 @@
-"""Attention of a decode pass to beginnings that rows share, read once for all of them instead of once for each.
+"""Attention over a prefix that several rows share: a decode pass reads the prefix once for each group of rows.
 
-A decode pass is bound by reading keys and values, and the episodes of a group all begin with the same prompt. So the
-queries of a group meet one copy of its prompt's keys in a matrix product, each row's query meets what only that row
-holds, and one softmax goes over both (Hydragen, https://arxiv.org/abs/2402.05099). It is the same sum as attention
-over the whole row.
+The cost of a decode pass is mostly reading keys and values, and all episodes of a group begin with the same prompt. So
+one matrix product multiplies the queries of a group with one copy of the prompt's keys, another multiplies each row's
+query with that row's own keys, and one softmax covers both (Hydragen, https://arxiv.org/abs/2402.05099). The result
+equals attention over the whole row.
 
 Shape letters: B rows of a decode pass, G groups, M rows of the largest one, H key-value heads, R query heads of each,
-D head size, P places that are shared, S places that follow, T tokens.
+D head size, P shared places, S places that follow them, T tokens.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-ATTENTION = "mrlm_shared_beginnings"  # the model's `_attn_implementation` in such a pass
-WORTH_READING_ONCE = 8  # tokens
-MOST_PADDING = 4  # queries computed for each row, at most: groups are padded to the largest
+ATTENTION = "mrlm_shared_beginnings"  # the model's `_attn_implementation` in a pass with shared prefixes
+WORTH_READING_ONCE = 8  # tokens; a shorter prefix is not worth sharing
+MOST_PADDING = 4  # most queries computed for each row: groups are padded to the size of the largest
 
 
 def alike(texts_BT: np.ndarray) -> tuple[int, np.ndarray]:
-    """Group texts by their first tokens: by as many as leave the fewest tokens to read.
+    """Group texts by their first tokens, by as many as minimise the tokens that a pass reads.
 
     Returns:
-        How many first tokens each group shares, 0 if sharing is not worth it, and the group of each text, (B,).
+        How many first tokens each group shares (0 if sharing is not worth it), and the group of each text, (B,).
     """
     rows, width = texts_BT.shape
     if width >= WORTH_READING_ONCE and rows > 1:
         order = np.array(sorted(range(rows), key=[text.tobytes() for text in texts_BT].__getitem__))
         texts_BT = texts_BT[order]
-        common = np.logical_and.accumulate(texts_BT[1:] == texts_BT[:-1], axis=1).sum(1)  # with the text before
-        groups = 1 + (common < common[:, None]).sum(1)  # were as many tokens shared
+        common = np.logical_and.accumulate(texts_BT[1:] == texts_BT[:-1], axis=1).sum(1)  # with the previous text
+        groups = 1 + (common < common[:, None]).sum(1)  # how many there are if so many tokens are shared
         tokens = int(common[np.argmax(np.where(2 * groups <= rows, common * (rows - groups), 0))])
         numbers = np.empty(rows, np.int64)
         numbers[order] = np.concatenate(([0], np.cumsum(common < tokens)))
@@ -48,35 +48,35 @@ class Groups:
     """Which rows share their first tokens.
 
     Attributes:
-        tokens: how many they share.
-        firsts: a row of each group, when they were made, (G,).
-        size: rows of the largest now, M.
+        tokens: How many tokens they share.
+        firsts: One row of each group at the time the groups were made, (G,).
+        size: Rows of the largest group now, M.
     """
 
     def __init__(self, tokens: int, numbers: np.ndarray) -> None:
         """
         Args:
-            tokens: how many they share.
-            numbers: Group number of each slot, -1 for slots that no pass will run.
+            tokens: How many tokens they share.
+            numbers: Group number of each slot, or -1 for slots that no pass will run.
         """
         self.tokens = tokens
         self.firsts = np.unique(numbers, return_index=True)[1][-(int(numbers.max()) + 1) :]
         self.arrange(numbers)
 
     def arrange(self, numbers: np.ndarray) -> None:
-        """Update the groups after rows have been swapped or have ended; `numbers` as in the constructor."""
+        """Update the groups after rows have been swapped or have ended; `numbers` is as in the constructor."""
         rows = np.flatnonzero(numbers >= 0)
         rows = rows[np.argsort(numbers[rows], kind="stable")]
         within = np.arange(len(rows)) - np.searchsorted(numbers[rows], numbers[rows])
         self.size = int(within.max(initial=0)) + 1
         self.members = np.zeros((len(self.firsts), self.size), np.int64)  # padded with any row
         self.members[numbers[rows], within] = rows
-        self.places = np.zeros((len(numbers), 2), np.int64)  # a row's group, and which of its members it is
+        self.places = np.zeros((len(numbers), 2), np.int64)  # each row's group, and its number among the members
         self.places[rows, 0], self.places[rows, 1] = numbers[rows], within
         self.indices: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def index(self, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The (row, head) of each (group, head, member) in tensors flattened to one dimension, and the reverse."""
+        """Flat indices that reorder (row, head) to (group, head, member), and those that reverse it."""
         if heads not in self.indices:
             each = np.arange(heads)
             to_groups = self.members[:, None] * heads + each[:, None]
@@ -86,14 +86,14 @@ class Groups:
 
 
 class SharedBeginning:
-    """The keys and values of one layer that groups share."""
+    """One layer's keys and values of the tokens that groups share."""
 
     def __init__(self, groups: Groups, keys: torch.Tensor, values: torch.Tensor) -> None:
         """
         Args:
-            groups: who shares them.
-            keys: of all slots, (slots, H, width, D).
-            values: likewise.
+            groups: The groups that share tokens.
+            keys: Keys of all slots, (slots, H, width, D).
+            values: Values of all slots, of the same shape.
         """
         self.groups = groups
         firsts = torch.from_numpy(groups.firsts)
@@ -103,22 +103,22 @@ class SharedBeginning:
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Attention of one query a row.
+        """Attention with one query for each row.
 
         Args:
-            query: (B, H * R, 1, D).
-            keys: what follows the shared places, (B, H, S, D).
-            values: likewise.
-            mask: added to the scores of `keys`, (B, 1, 1, S).
-            scale: of all scores.
+            query: Queries, (B, H * R, 1, D).
+            keys: Keys of the places that follow the shared ones, (B, H, S, D).
+            values: Values of those places, of the same shape.
+            mask: Added to the scores of `keys`, (B, 1, 1, S).
+            scale: Factor of all scores.
 
         Returns:
-            (B, H * R, D of the values).
+            The attention's output, (B, H * R, D of the values).
         """
         rows, heads, after, size = keys.shape
         ratio, places = query.shape[1] // heads, self.keys_T.shape[-1]
         to_groups, to_rows = self.groups.index(heads)
-        # rows of a group may lie behind those of this pass, and the other way round
+        # a pass may run fewer rows than the groups know: members beyond them are clamped, and their places cut off
         to_groups, to_rows = to_groups.clamp(max=rows * heads - 1), to_rows[: rows * heads]
 
         def by_group(states: torch.Tensor) -> torch.Tensor:
@@ -145,7 +145,7 @@ def attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention as Transformers asks for it. Keys that come with a `SharedBeginning` are what follows it."""
+    """Attention as Transformers calls it. Keys with a `SharedBeginning` are those that follow it."""
     shared: SharedBeginning | None = getattr(key, "shared", None)
     if shared is None or attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

@@ -12,7 +12,7 @@ Shape letters: B rows of a forward pass, T tokens, V vocabulary.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from enum import Enum
@@ -32,45 +32,6 @@ __all__ = ["SlotEngine", "supports"]
 CHUNK_TOKENS = 4096  # most tokens of one prefill pass; bounds its activations
 PIECE_TOKENS = 512  # most tokens of one row in it; bounds the attention mask
 WORTH_SHARING = 8  # tokens; a shorter common beginning of two prompts is not worth a copy
-
-
-class SlotEngine:
-    """Decodes many conversations over a slot cache; see the module.
-
-    An episode's tokens depend on its own seed alone: not on batch order, the number of slots, the environment's
-    threads or the neighbours (exactly in fp32; 16-bit types round each batch shape differently).
-
-    Attributes:
-        sampled_tokens: Tokens sampled by the last `run`.
-        prefilled_tokens: Tokens of prompts and observations that it computed, without padding.
-        copied_tokens: Tokens of prompts that it copied from another slot.
-    """
-
-    def __init__(self, model: Any, sampling: Sampling, slots: int = 64) -> None:
-        """
-        Args:
-            model: The causal LM, already unwrapped.
-            sampling: Temperature, top_p, top_k, stop ids and seed.
-            slots: Conversations decoded at once.
-
-        Raises:
-            ValueError: If the model's configuration rules the engine out (`supports` also tries the model).
-        """
-        if reason := refusal(model, sampling.max_context):
-            raise ValueError(f"the slot engine cannot run {type(model).__name__}: {reason}; use engine 'turn'")
-        self.model, self.sampling, self.slots = model, sampling, slots
-        self.sampled_tokens = self.prefilled_tokens = self.copied_tokens = 0
-
-    def run(self, conversations: Iterable[Conversation]) -> None:
-        """Decode every conversation until it says `End`; see `Engine.run`."""
-        queue = iter(conversations)
-        first = list(itertools.islice(queue, self.slots))
-        if not first:
-            return
-        with decoding(self.model):
-            run = _Run(self.model, self.sampling, len(first), itertools.chain(first, queue))
-            run.loop()
-        self.sampled_tokens, self.prefilled_tokens, self.copied_tokens = run.sampled, run.prefilled, run.copied
 
 
 class State(Enum):
@@ -99,19 +60,45 @@ class _Row:
     log_probs: list[float] = field(default_factory=list)  # of the tokens sampled so far
 
 
-class _Run:
-    """One run of the engine: its rows, and the loop that moves them on."""
+class SlotEngine:
+    """Decodes many conversations over a slot cache; see the module.
 
-    def __init__(self, model: Any, sampling: Sampling, slots: int, queue: Iterator[Conversation]) -> None:
-        self.sampling, self.queue = sampling, queue
-        self.stop_ids = frozenset(sampling.stop_ids)
-        self.slots = SlotModel(model, slots)
-        self.rows = [_Row() for _ in range(slots)]
-        self.context = np.zeros((slots, 64), np.int64)  # token ids by row
-        self.has_more = True  # the queue may hold conversations
-        self.sampled = self.prefilled = self.copied = 0
+    An episode's tokens depend on its own seed alone: not on batch order, the number of slots, the environment's
+    threads or the neighbours (exactly in fp32; 16-bit types round each batch shape differently).
 
-    def loop(self) -> None:
+    Attributes:
+        sampled_tokens: Tokens sampled by the last `run`.
+        prefilled_tokens: Tokens of prompts and observations that it computed, without padding.
+        copied_tokens: Tokens of prompts that it copied from another slot.
+    """
+
+    def __init__(self, model: Any, sampling: Sampling, slots: int = 64) -> None:
+        """
+        Args:
+            model: The causal LM, already unwrapped.
+            sampling: Temperature, top_p, top_k, stop ids and seed.
+            slots: Conversations decoded at once.
+
+        Raises:
+            ValueError: If the model's configuration rules the engine out (`supports` also tries the model).
+        """
+        if reason := refusal(model, sampling.max_context):
+            raise ValueError(f"the slot engine cannot run {type(model).__name__}: {reason}; use engine 'turn'")
+        self.model, self.sampling, self.slots = model, sampling, slots
+
+    def run(self, conversations: Iterable[Conversation]) -> None:
+        """Decode every conversation until it says `End`; see `Engine.run`."""
+        self.sampled_tokens = self.prefilled_tokens = self.copied_tokens = 0
+        queue = iter(conversations)
+        first = list(itertools.islice(queue, self.slots))
+        self.queue, self.has_more = itertools.chain(first, queue), True  # the queue may hold conversations
+        self.rows = [_Row() for _ in first]
+        self.context = np.zeros((len(first), 64), np.int64)  # token ids by row
+        self.cache = SlotModel(self.model, len(first))
+        with decoding(self.model):
+            self._loop()
+
+    def _loop(self) -> None:
         """Run until every conversation has ended and the queue is empty."""
         while True:
             for i, row in enumerate(self.rows):
@@ -202,14 +189,14 @@ class _Run:
                         copies.append((int(alike[now.argmax()]), i, row.cached))
                 coming[i] = want
             self.copy(copies)
-            self.copied += sum(count - int(held[i]) for _, i, count in copies)
+            self.copied_tokens += sum(count - int(held[i]) for _, i, count in copies)
             self.extend(np.flatnonzero(coming))
             pending = later
 
     def extend(self, rows: np.ndarray) -> None:
         """Compute the missing tokens of rows, all but the last, in padded chunks of similar length."""
         wanted, cached = self.column("length", rows) - 1, self.column("cached", rows)
-        self.prefilled += int((wanted - cached).sum())
+        self.prefilled_tokens += int((wanted - cached).sum())
         while (missing := np.minimum(wanted - cached, PIECE_TOKENS)).any():
             longest = int(missing.max())
             chunk = np.flatnonzero((missing > 0) & (2 * missing + 8 >= longest))[: max(1, CHUNK_TOKENS // longest)]
@@ -222,7 +209,7 @@ class _Run:
         """Run the next `tokens` tokens of rows through the model; logits of the last, (B, V)."""
         first, last = self.column("cached", rows), np.maximum(self.column("length", rows) - 1, 0)
         places_BT = np.minimum(first[:, None] + np.arange(tokens), last[:, None])
-        return self.slots.forward(rows, self.context[rows[:, None], places_BT], first, last, shared)
+        return self.cache.forward(rows, self.context[rows[:, None], places_BT], first, last, shared)
 
     def decode(self, sampling: list[int]) -> None:
         """Sample one token for each of the (ascending) rows, and end the turns that it ends."""
@@ -239,12 +226,12 @@ class _Run:
         lengths = [row.length for row in rows]
         self.widen(max(lengths) + 1)
         self.context[sampling, lengths] = ids
-        self.sampled += len(rows)
+        self.sampled_tokens += len(rows)
         ended: list[int] = []
         for i, row, token, log_prob in zip(sampling, rows, ids, log_probs_B.tolist(), strict=True):
             row.log_probs.append(log_prob)
             row.cached, row.length = row.length, row.length + 1
-            if token in self.stop_ids or row.length - row.start >= row.budget:
+            if token in self.sampling.stop_ids or row.length - row.start >= row.budget:
                 ended.append(i)
         for i in ended:
             row = self.rows[i]
@@ -264,7 +251,7 @@ class _Run:
             row.group = -1
         for i, group in zip(rows, groups.tolist(), strict=True):
             self.rows[i].group = group
-        self.slots.share(tokens if tokens and shares(self.slots.model) else 0, self.column("group"))
+        self.cache.share(tokens if tokens and shares(self.model) else 0, self.column("group"))
 
     def pack(self, sampling: list[int]) -> list[int]:
         """Swap idle rows with the last sampling ones where over an eighth of a decode would be idle rows.
@@ -286,13 +273,13 @@ class _Run:
         self.context[targets] = self.context[sources]
         for one, other in zip(late, idle, strict=True):
             self.rows[one], self.rows[other] = self.rows[other], self.rows[one]
-        self.slots.arrange(np.array([-1 if row.state is State.FREE else row.group for row in self.rows]))
+        self.cache.arrange(np.array([-1 if row.state is State.FREE else row.group for row in self.rows]))
         return list(range(count))
 
     def copy(self, copies: Sequence[tuple[int, int, int]]) -> None:
         """Copy the beginning of slots, for each `(source, target, tokens)`."""
         if copies:
-            self.slots.copy(*np.array(copies).T)
+            self.cache.copy(*np.array(copies).T)
 
     def widen(self, width: int) -> None:
         """Make room for `width` tokens in the contexts."""

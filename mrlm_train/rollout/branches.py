@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mrlm_envs.core import clean
 from mrlm_train.episodes.record import Episode
 from mrlm_train.inference.policy import Policy
 from mrlm_train.inference.sampling import Sampling
 from mrlm_train.rollout.conversation import EnvironmentSession, EpisodeConversation, Progress, Request, Result
-from mrlm_train.rollout.pool import EnvPool, fit
+from mrlm_train.rollout.pool import EnvPool, as_text, fit
 
 if TYPE_CHECKING:
     from mrlm_train.rollout.runner import Rollout
@@ -54,9 +53,9 @@ class BranchSession(EnvironmentSession):
             if is_over or observation != messages[spoken[turn] - 1]["content"]:
                 raise ValueError(f"the replay differs from turn {turn + 1} on: the environment is not deterministic")
             if turn < self.request.turn:
-                action = fit(self._env.action_space, messages[spoken[turn]]["content"])
-                heard, _, terminated, truncated, info = self._env.step(action)
-                observation, is_over = clean(heard), terminated or truncated
+                action = fit(self.env.action_space, messages[spoken[turn]]["content"])
+                heard, _, terminated, truncated, info = self.env.step(action)
+                observation, is_over = as_text(heard), terminated or truncated
         return observation, 0.0, False, False, dict(info)
 
 

@@ -12,22 +12,22 @@ import math
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 
-from mrlm_envs.core import EnvFault, clean
+from mrlm_envs.core import EnvFault
 from mrlm_envs.llm.client import ChatError, ChatReply
 from mrlm_train.episodes.chat import opening
 from mrlm_train.episodes.record import Episode, tokenizer_hash
 from mrlm_train.inference.types import End, Feed, Wait
-from mrlm_train.rollout.pool import EnvPool, StepTimeout, fit
+from mrlm_train.rollout.pool import EnvPool, StepTimeout, as_text, fit
 
 if TYPE_CHECKING:  # torch is slow to import, and an expert needs none
     from mrlm_train.inference.policy import Policy
     from mrlm_train.inference.sampling import Sampling
-    from mrlm_train.rollout.games import AgentSession
 
 Result = tuple[str, float, bool, bool, dict[str, Any]]
 """`(observation, reward, terminated, truncated, info)`, of a reset too, whose reward is 0."""
@@ -57,13 +57,14 @@ class Request:
 
 
 class EnvironmentSession:
-    """One episode of a single-agent environment of the pool; `games.AgentSession` has the same methods.
+    """One episode of a single-agent environment of the pool; of a game's agent it is a `games.AgentSession`.
 
     Attributes:
         pool: Where the environment comes from, and the threads that step it.
         request: The episode asked for.
         agent: The agent of a game that acts in the session, None outside of games.
         number: The agent's place in its game, from 1; 0 outside of games.
+        env: The environment, while the episode is played.
         privileged: For each method in `pool.privileged` its values at the reset and after each step.
     """
 
@@ -73,7 +74,7 @@ class EnvironmentSession:
     def __init__(self, pool: EnvPool, request: Request) -> None:
         self.pool, self.request = pool, request
         self.privileged: dict[str, list[Any]] = {name: [] for name in pool.privileged}
-        self._env: Any = None
+        self.env: Any = None
 
     def reset(self, score: ScoreFunction) -> Future[Result]:
         """The first observation. `score` is called on the environment's thread, in every step."""
@@ -90,30 +91,30 @@ class EnvironmentSession:
 
     def expert(self) -> str | None:
         """The environment's own reference action, None if it has none."""
-        expert = getattr(self._env.unwrapped, "expert", None)
-        return None if expert is None else expert()
+        expert = getattr(self.env.unwrapped, "expert", None)
+        return None if expert is None else expert(*([] if self.agent is None else [self.agent]))
 
     def close(self, has_failed: bool) -> None:
         """The episode is over."""
-        if self._env is None:
+        if self.env is None:
             return
         if has_failed:
-            self.pool.drop(self._env)  # in whatever state it is, no other episode gets it
+            self.pool.drop(self.env)  # in whatever state it is, no other episode gets it
         else:
-            self.pool.give(self.request.entry, self._env)
-        self._env = None
+            self.pool.give(self.request.entry, self.env)
+        self.env = None
 
     def _reset(self) -> Result:
-        self._env = self.pool.take(self.request.entry)
-        observation, info = self._env.reset(seed=self.request.seed, options=self.request.options or None)
-        self._record_privileged(self._env)
-        return _text(observation), 0.0, False, False, dict(info)
+        self.env = self.pool.take(self.request.entry)
+        observation, info = self.env.reset(seed=self.request.seed, options=self.request.options or None)
+        self._record_privileged(self.env)
+        return as_text(observation), 0.0, False, False, dict(info)
 
     def _step(self, action: str) -> Result:
-        env = self._env
+        env = self.env
         observation, reward, terminated, truncated, info = env.step(fit(env.action_space, action))
         self._record_privileged(env)
-        observation, info = _text(observation), dict(info)
+        observation, info = as_text(observation), dict(info)
         return observation, self._score(observation, float(reward), info), bool(terminated), bool(truncated), info
 
     def _record_privileged(self, env: gymnasium.Env) -> None:
@@ -132,21 +133,22 @@ class Dialogue:
 
     def __init__(
         self,
-        session: EnvironmentSession | AgentSession,
-        policy: str,
+        session: EnvironmentSession,
+        policy: Policy,
+        sampling: Sampling | None,
         progress: Progress | None = None,
-        system_prompt: str | None = None,
     ) -> None:
         """
         Args:
             session: Where it is played.
-            policy: Name of who acts.
+            policy: Who acts.
+            sampling: Its budgets, which the Episode keeps; None for an expert, which has none.
             progress: Called with the episode at its end.
-            system_prompt: Replaces the environment's own.
         """
         pool, request = session.pool, session.request
         entry, name = pool.envs[request.entry], pool.names[request.entry]
-        self.session, self._progress, self._system_prompt = session, progress, system_prompt
+        self.session, self._chat, self._progress = session, policy.chat, progress
+        self._sampling: Any = sampling
         self._reward_function = pool.rewards[request.entry]
         self._limit: str | None = None  # the budget that is spent
         self._has_begun = self._is_over = False
@@ -158,7 +160,8 @@ class Dialogue:
             group_id=entry.group_id(request.seed, request.options) + (f"/{session.agent}" if session.agent else ""),
             agent=session.agent,
             name="" if name == entry.id else name,
-            policy=policy,
+            policy=policy.name,
+            sampling={**dataclasses.asdict(sampling), "draw": request.draw} if sampling else {},
         )
         self._result: Future[Result] = session.reset(self._score)
 
@@ -204,7 +207,7 @@ class Dialogue:
         episode.info |= info
         if is_first:
             episode.task_id = info.get("task_id")
-            episode.messages = opening(observation, info, self._system_prompt)
+            episode.messages = opening(observation, info, self._chat.system_prompt)
         else:
             episode.messages.append({"role": info.get("role", "user"), "content": observation})
             if episode.turn_rewards:
@@ -270,31 +273,16 @@ class Dialogue:
 class EpisodeConversation(Dialogue):
     """A dialogue of a policy, token by token: an `inference.types.Conversation`."""
 
-    def __init__(
-        self,
-        session: EnvironmentSession | AgentSession,
-        policy: Policy,
-        sampling: Sampling,
-        progress: Progress | None = None,
-    ) -> None:
-        """
-        Args:
-            session: Where it is played.
-            policy: Who acts.
-            sampling: Its budgets; the Episode keeps them.
-            progress: Called with the episode at its end.
-        """
-        self._chat, self._sampling = policy.chat, sampling
-        self._ids: list[int] = []
-        self._mask: list[int] = []
-        super().__init__(session, policy.name, progress, policy.chat.system_prompt)
+    def __init__(self, session: EnvironmentSession, *settings: Any) -> None:
+        """As of `Dialogue`."""
+        super().__init__(session, *settings)
         request, episode = session.request, self.episode
         entropy = [request.seed, request.draw, *([session.number] if session.number else [])]
         self.seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
         self.prefix = episode.group_id
         episode.tokenizer_hash = tokenizer_hash(self._chat.tokenizer)
-        episode.sampling = {**dataclasses.asdict(sampling), "draw": request.draw}
-        episode.completion_ids, episode.action_mask, episode.logprobs = self._ids, self._mask, []
+        self._ids: list[int] = []
+        episode.completion_ids, episode.action_mask, episode.logprobs = self._ids, [], []
 
     @property
     def budget(self) -> int:
@@ -345,7 +333,7 @@ class EpisodeConversation(Dialogue):
 
     def _append(self, ids: list[int], mask: int, log_probs: Any) -> None:
         self._ids += ids
-        self._mask += [mask] * len(ids)
+        self.episode.action_mask += [mask] * len(ids)  # type: ignore[operator]
         if log_probs is None or self.episode.logprobs is None:
             self.episode.logprobs = None
         else:
@@ -354,6 +342,14 @@ class EpisodeConversation(Dialogue):
 
 class ExpertConversation(Dialogue):
     """A dialogue of the environment's own expert."""
+
+    def __init__(self, session: EnvironmentSession) -> None:
+        """
+        Args:
+            session: Where it is played.
+        """
+        expert: Any = SimpleNamespace(name="expert", chat=SimpleNamespace(system_prompt=None))
+        super().__init__(session, expert, None)
 
     def take_turn(self) -> None:
         """Act as the expert does.
@@ -374,17 +370,7 @@ class ChatDialogue(Dialogue):
     `episode.info` counts the tokens read and written (`prompt_tokens`, `completion_tokens`), as the endpoint does.
     """
 
-    def __init__(
-        self,
-        session: EnvironmentSession | AgentSession,
-        policy: Policy,
-        sampling: Sampling,
-        progress: Progress | None = None,
-    ) -> None:
-        """As of `EpisodeConversation`."""
-        self._sampling, self._first, self._spent = sampling, 0, 0
-        super().__init__(session, policy.name, progress)
-        self.episode.sampling = {**dataclasses.asdict(sampling), "draw": session.request.draw}
+    _first = _spent = 0  # prompt tokens of the first turn; tokens of the episode after them
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -419,9 +405,3 @@ class ChatDialogue(Dialogue):
         if len(self.episode.turn_rewards) == self._sampling.max_turns:
             return "turn_limit"
         return "token_limit" if self.budget < 1 else None
-
-
-def _text(observation: Any) -> str:
-    if not isinstance(observation, str):
-        raise TypeError(f"observation is {type(observation).__name__}, not text")
-    return clean(observation)

@@ -90,10 +90,11 @@ def evaluation_requests(rollout: Rollout, n: int, samples: int = 1) -> list[Requ
         raise ValueError(f"{samples} samples of a task are all alike at temperature 0; raise --temperature")
     if n < 1:
         raise ValueError(f"the number of evaluation episodes must be at least 1, got {n}")
-    sizes = [rollout.pool.num_tasks(index) for index in range(len(rollout.envs))]
     weight = sum(entry.weight for entry in rollout.envs) / len(rollout.envs)
     shares = [max(1, round(n * entry.weight / weight)) for entry in rollout.envs]
-    counts = [share if size is None else min(share, size) for share, size in zip(shares, sizes, strict=True)]
+    counts = [
+        share if size is None else min(share, size) for share, size in zip(shares, rollout.pool.num_tasks, strict=True)
+    ]
     tasks = [(index, seed) for index, count in enumerate(counts) for seed in range(count)]
     return [Request(index, seed, draw) for index, seed in tasks for draw in range(samples)]
 

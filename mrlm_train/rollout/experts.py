@@ -11,7 +11,7 @@ from mrlm_train.episodes.record import Episode
 from mrlm_train.inference.types import End, Feed, Wait
 from mrlm_train.rollout.conversation import EnvironmentSession, ExpertConversation, Request
 from mrlm_train.rollout.environments import EnvLike, entries
-from mrlm_train.rollout.games import AgentSession, GameRunner
+from mrlm_train.rollout.games import GameRunner
 from mrlm_train.rollout.pool import EnvPool
 from mrlm_train.rollout.tasks import training_tasks
 
@@ -55,12 +55,12 @@ def expert_episodes(
 def _play_expert(pool: EnvPool, request: Request) -> list[Episode]:
     """The episodes of one request, played by the environment's expert; in a game, those of the policy's agents."""
     agents = pool.agents[request.entry]
-    sessions: list[EnvironmentSession | AgentSession]
+    sessions: list[EnvironmentSession]
     if agents:
         sessions = list(GameRunner(pool, request, dict.fromkeys(agents)).sessions.values())
     else:
         sessions = [EnvironmentSession(pool, request)]
-    playing = [ExpertConversation(session, "expert") for session in sessions]
+    playing = [ExpertConversation(session) for session in sessions]
     episodes = [conversation.episode for conversation in playing]
     while playing:
         steps = [(conversation, conversation.poll()) for conversation in playing]

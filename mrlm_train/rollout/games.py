@@ -10,18 +10,18 @@ and an agent without budget acts with "", so that stalling does not save it from
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mrlm_envs.core import clean
 from mrlm_train.episodes.record import Episode
 from mrlm_train.rollout.agents import ActFunction
-from mrlm_train.rollout.conversation import Request, Result, ScoreFunction
-from mrlm_train.rollout.pool import EnvPool, fit
+from mrlm_train.rollout.conversation import EnvironmentSession, Request, Result, ScoreFunction
+from mrlm_train.rollout.pool import EnvPool, as_text, fit
 
 MAX_SILENT_STEPS = 100  # a game in which no agent has budget left is stopped after so many steps
 
@@ -74,17 +74,12 @@ class AecGame:
         return observed
 
 
-class ParallelGame:
-    """A PettingZoo game in which all agents act at once. Attributes and methods as of `AecGame`."""
-
-    def __init__(self, env: Any) -> None:
-        self.env, self.acting = env, list[str]()
-        self.opening: dict[str, dict[str, Any]] = {}
-        self._out: set[str] = set()
+class ParallelGame(AecGame):
+    """A PettingZoo game in which all agents act at once."""
 
     def reset(self, seed: int, options: dict[str, Any] | None) -> list[Observed]:
         observations, infos = self.env.reset(seed=seed, options=options)
-        self.acting = list(self.env.agents)
+        self.acting, self._out = list(self.env.agents), set[str]()
         return [Observed(name, observations[name], 0.0, False, False, infos.get(name, {})) for name in self.acting]
 
     def step(self, actions: Mapping[str, str]) -> list[Observed]:
@@ -101,8 +96,8 @@ class ParallelGame:
         return observed
 
 
-class AgentSession:
-    """One agent's side of a game, with the methods of `conversation.EnvironmentSession`; or a function plays it.
+class AgentSession(EnvironmentSession):
+    """One agent's side of a game; a model plays it, or a function.
 
     Attributes:
         function: Plays the agent; None for a session.
@@ -116,11 +111,9 @@ class AgentSession:
         is_silent: It has no budget left, and acts with "".
     """
 
-    privileged: ClassVar[dict[str, list[Any]]] = {}
-
     def __init__(self, game: GameRunner, agent: str, number: int, function: ActFunction | None) -> None:
+        super().__init__(game.pool, game.request)
         self.game, self.agent, self.number, self.function = game, agent, number, function
-        self.pool, self.request = game.pool, game.request
         self.rng = np.random.default_rng([game.request.seed, number - 1])
         self.score: ScoreFunction | None = None
         self.result: Future[Result] = Future()
@@ -139,10 +132,6 @@ class AgentSession:
     def stop_acting(self) -> Future[Result]:
         self.is_silent = True
         return self.game.act(self, "")
-
-    def expert(self) -> str | None:
-        expert = getattr(self.game.env.unwrapped, "expert", None)
-        return None if expert is None else expert(self.agent)
 
     def close(self, has_failed: bool) -> None:
         """The game goes on; its runner gives the environment back."""
@@ -168,18 +157,12 @@ class GameRunner:
             name: AgentSession(self, name, number, function)
             for number, (name, function) in enumerate(functions.items(), 1)
         }
-        self._game: AecGame | ParallelGame | None = None
+        self._game: AecGame | None = None
         self._lock = threading.Lock()
         self._actions: dict[str, str] = {}
         self._awaited: set[str] = set()  # sessions whose actions the next step needs
         self._failure: BaseException | None = None
         self._submit(self._start)
-
-    @property
-    def env(self) -> Any:
-        """The PettingZoo environment, while the game is played."""
-        assert self._game is not None
-        return self._game.env
 
     def fail(self, error: BaseException) -> None:
         """End the game for all sessions: it is invalid, or an action took too long."""
@@ -220,8 +203,8 @@ class GameRunner:
         is_aec = hasattr(env, "agent_selection") or hasattr(env, "agent_iter")
         game = self._game = AecGame(env) if is_aec else ParallelGame(env)
         observed = game.reset(self.request.seed, self.request.options or None)
-        for name, info in game.opening.items():
-            self.sessions[name].info = info
+        for name, session in self.sessions.items():
+            session.env, session.info = env, game.opening.get(name, {})
         self._observe(observed)
         self._play(game)
 
@@ -231,7 +214,7 @@ class GameRunner:
         self._step(game)
         self._play(game)
 
-    def _play(self, game: AecGame | ParallelGame) -> None:
+    def _play(self, game: AecGame) -> None:
         """Step until the action of a session is needed, or the game is over."""
         silent_steps = 0
         while game.acting and silent_steps < MAX_SILENT_STEPS:
@@ -251,21 +234,19 @@ class GameRunner:
                 with self._lock:
                     self._awaited = set(awaited)
                 for name in awaited:  # from here on, a session may act at any moment
-                    self._give_result(name)
+                    self._give_result(self.sessions[name])
                 return
             self._step(game)
         self._finish()
 
-    def _step(self, game: AecGame | ParallelGame) -> None:
+    def _step(self, game: AecGame) -> None:
         actions, self._actions = self._actions, {}
         self._observe(game.step({name: fit(game.env.action_space(name), actions[name]) for name in game.acting}))
 
     def _observe(self, observed: Sequence[Observed]) -> None:
         for name, observation, reward, terminated, truncated, info in observed:
-            if not isinstance(observation, str):
-                raise TypeError(f"observation of {name} is {type(observation).__name__}, not text")
             agent = self.sessions[name]
-            agent.observation = clean(observation)
+            agent.observation = as_text(observation, f"observation of {name}")
             agent.info = dict(info) if agent.has_begun else {**agent.info, **info}
             agent.reward += float(reward)
             agent.total += float(reward)
@@ -278,8 +259,7 @@ class GameRunner:
     def _finish(self) -> None:
         """The game is over: every session gets its result."""
         returns = {name: agent.total for name, agent in self.sessions.items()}
-        best = max(returns.values())
-        leaders = [name for name, value in returns.items() if value == best]
+        leaders = [name for name, value in returns.items() if value == max(returns.values())]
         with self._lock:
             game, self._game = self._game, None
         if game is None:
@@ -291,10 +271,9 @@ class GameRunner:
                     agent.truncated, agent.observation = True, ""
                 agent.info.setdefault("success", leaders == [name])
                 agent.info["returns"] = returns
-                self._give_result(name)
+                self._give_result(agent)
 
-    def _give_result(self, name: str) -> None:
-        agent = self.sessions[name]
+    def _give_result(self, agent: AgentSession) -> None:
         reward = 0.0
         if agent.has_begun:
             assert agent.score is not None
@@ -313,24 +292,21 @@ def rows_by_request(tasks: Sequence[tuple[int, int]], agents: Sequence[int]) -> 
         agents: Episodes that a request of each row gives.
     """
     requests: list[list[int]] = []
-    for row, task in enumerate(tasks):
-        is_alike = bool(requests) and tasks[requests[-1][0]] == task
-        if is_alike and len(requests[-1]) < agents[row]:
-            requests[-1].append(row)
-        else:
-            requests.append([row])
+    for _, alike in itertools.groupby(range(len(tasks)), key=tasks.__getitem__):
+        rows = list(alike)
+        size = agents[rows[0]]
+        requests += [rows[start : start + size] for start in range(0, len(rows), size)]
     return requests
 
 
 def episode_by_row(
-    episodes: Sequence[Episode], requests: Sequence[Sequence[int]], agents: Sequence[int]
+    episodes: Iterable[Episode], requests: Sequence[Sequence[int]], agents: Sequence[int]
 ) -> list[Episode]:
     """The episode of each row; where a game has fewer rows than trained agents, the agents take turns."""
     played: list[Episode] = []
-    start = 0
+    left = iter(episodes)
     for number, rows in enumerate(requests):
-        given = episodes[start : start + agents[rows[0]]]
-        start += len(given)
+        given = list(itertools.islice(left, agents[rows[0]]))
         shift = number if len(rows) < len(given) else 0
         played += [given[(i + shift) % len(given)] for i in range(len(rows))]
     return played

@@ -20,21 +20,47 @@ from mrlm_train.rollout.agents import PAST, AgentConfig
 FILE = "opponents.safetensors"  # in a checkpoint: the past copies
 
 
+@dataclass
+class _Copy:
+    """A copy of the policy.
+
+    Attributes:
+        policy: with a model of its own.
+        step: the optimizer step it was taken at; -1 while a model from a folder still plays.
+    """
+
+    policy: Policy
+    step: int
+
+
 class Opponents:
-    """The frozen models of games, each loaded when it is first needed.
+    """The frozen models of games: each loaded when it is first needed, or a copy of the policy in training.
 
     `opponents["black"].model` is the model that plays the agent `black`. Outside of training, `past` is the policy.
     """
 
-    def __init__(self, policy: Policy, games: Iterable[Mapping[str, AgentConfig]] = ()) -> None:
+    def __init__(
+        self, policy: Policy, games: Iterable[Mapping[str, AgentConfig]] = (), in_training: bool = False
+    ) -> None:
         """
         Args:
-            policy: The policy that acts.
+            policy: The policy that acts; its `model` is never replaced.
             games: Who plays each agent, for each game.
+            in_training: Hold a copy of the policy for each config that is `past` or has `refresh_every`. Set before
+                the trainer wraps the model.
         """
+        games = list(games)
         self.policy = policy
-        self._agents = {agent: config for game in reversed(list(games)) for agent, config in game.items()}
+        self._agents = {agent: config for game in reversed(games) for agent, config in game.items()}
         self._loaded: dict[str, Policy] = {}
+        self._copies: dict[AgentConfig, _Copy] = {}
+        for config in (config for game in games if in_training for config in game.values()):
+            is_past = config.policy == PAST
+            if config not in self._copies and (is_past or config.refresh_every is not None):
+                chat = copy.deepcopy(policy.chat)  # its engine runs in another thread, and a tokenizer is not for two
+                name = f"{policy.name} (past)"
+                held = Policy(frozen_copy(policy.model), chat, name, policy.engine_name, policy.rows)
+                self._copies[config] = _Copy(held, 0 if is_past else -1)
 
     def __getitem__(self, agent: str) -> Policy:
         """The policy that plays an agent; its `model` is the frozen model. Of several games the first with it counts.
@@ -53,6 +79,8 @@ class Opponents:
         Raises:
             ValueError: If there is no such model.
         """
+        if config in self._copies and self._copies[config].step >= 0:
+            return self._copies[config].policy
         if config.trains or config.policy == PAST:
             return self.policy
         path = str(config.policy)
@@ -61,72 +89,6 @@ class Opponents:
             if opponent.model is not None:  # an endpoint has none
                 opponent.model.requires_grad_(False)
         return self._loaded[path]
-
-
-def frozen_copy(model: Any) -> Any:
-    """A copy of a model that shares nothing with it and does not train.
-
-    TRL gives a model that it trains a `forward` of its own, as an instance attribute: a closure over the model.
-    `copy.deepcopy` keeps that closure, so the copy would compute with the weights that are being trained. The copy
-    therefore gets its class's `forward` back.
-
-    Raises:
-        ValueError: If TRL computes the head in float32 (`cast_lm_head_to_fp32`), which only that closure knows.
-    """
-    twin = copy.deepcopy(model).requires_grad_(False)
-    for module in twin.modules():
-        forward = vars(module).get("forward")
-        if isinstance(forward, FunctionType):
-            raise ValueError("agents: a past opponent cannot be copied with cast_lm_head_to_fp32; turn it off")
-        if isinstance(forward, MethodType):
-            del module.forward
-    return twin
-
-
-@dataclass
-class _Copy:
-    """A copy of the policy.
-
-    Attributes:
-        policy: with a model of its own.
-        step: the optimizer step it was taken at; -1 while a model from a folder still plays.
-    """
-
-    policy: Policy
-    step: int
-
-
-class PastOpponents(Opponents):
-    """`Opponents` with frozen copies of a policy in training. Create it before the trainer wraps the model."""
-
-    def __init__(self, policy: Policy, games: Iterable[Mapping[str, AgentConfig]]) -> None:
-        """
-        Args:
-            policy: In training; its `model` is never replaced.
-            games: Who plays each agent, for each game; a copy is held for each config that is `past` or has
-                `refresh_every`.
-        """
-        games = list(games)
-        super().__init__(policy, games)
-        self._copies: dict[AgentConfig, _Copy] = {}
-        for config in (config for game in games for config in game.values()):
-            is_past = config.policy == PAST
-            if config not in self._copies and (is_past or config.refresh_every is not None):
-                model = frozen_copy(policy.model)
-                name = f"{policy.name} (past)"
-                chat = copy.deepcopy(policy.chat)  # its engine runs in another thread, and a tokenizer is not for two
-                held = Policy(model, chat, name, policy.engine_name, policy.rows)
-                self._copies[config] = _Copy(held, 0 if is_past else -1)
-
-    def __call__(self, config: AgentConfig) -> Policy:
-        """The policy that plays an agent with this configuration."""
-        held = self._copies.get(config)
-        return super().__call__(config) if held is None or held.step < 0 else held.policy
-
-    @property
-    def has_past(self) -> bool:
-        """Whether any copy is held."""
-        return bool(self._copies)
 
     def refresh(self, step: int) -> None:
         """Renew the copies that are due, at every multiple of `refresh_every`; called before each rollout.
@@ -148,7 +110,9 @@ class PastOpponents(Opponents):
         held.step = step
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the copies into a checkpoint: the weights that train, and when they were taken."""
+        """Write the copies, if there are any, into a checkpoint: the weights that train, and when they were taken."""
+        if not self._copies:
+            return
         trained = {name for name, parameter in self.policy.model.named_parameters() if parameter.requires_grad}
         weights: dict[str, torch.Tensor] = {}
         for number, held in enumerate(self._copies.values()):
@@ -165,6 +129,8 @@ class PastOpponents(Opponents):
             FileNotFoundError: If it has none.
         """
         path = Path(folder) / FILE
+        if not self._copies:
+            return
         if not path.is_file():
             raise FileNotFoundError(f"checkpoint {folder} has no {FILE}: it is of a run without past copies")
         with safe_open(str(path), framework="pt") as file:
@@ -175,3 +141,23 @@ class PastOpponents(Opponents):
                 for name, parameter in held.policy.model.named_parameters():
                     if f"{number}.{name}" in names:
                         parameter.copy_(file.get_tensor(f"{number}.{name}"))
+
+
+def frozen_copy(model: Any) -> Any:
+    """A copy of a model that shares nothing with it and does not train.
+
+    TRL gives a model that it trains a `forward` of its own, as an instance attribute: a closure over the model.
+    `copy.deepcopy` keeps that closure, so the copy would compute with the weights that are being trained. The copy
+    therefore gets its class's `forward` back.
+
+    Raises:
+        ValueError: If TRL computes the head in float32 (`cast_lm_head_to_fp32`), which only that closure knows.
+    """
+    twin = copy.deepcopy(model).requires_grad_(False)
+    for module in twin.modules():
+        forward = vars(module).get("forward")
+        if isinstance(forward, FunctionType):
+            raise ValueError("agents: a past opponent cannot be copied with cast_lm_head_to_fp32; turn it off")
+        if isinstance(forward, MethodType):
+            del module.forward
+    return twin

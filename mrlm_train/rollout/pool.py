@@ -6,7 +6,6 @@ import threading
 import time
 import warnings
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from queue import SimpleQueue
@@ -15,6 +14,7 @@ from typing import Any
 import gymnasium
 from gymnasium.spaces import Text
 
+from mrlm_envs.core import clean
 from mrlm_envs.spaces import Unicode
 from mrlm_train.rollout.agents import import_name
 from mrlm_train.rollout.environments import EnvEntry
@@ -32,6 +32,7 @@ class EnvPool:
     Attributes:
         envs: The entries.
         agents: For each entry who plays each agent of the game; empty if it is not a game.
+        num_tasks: For each entry the size of its finite task source, None for an endless one.
         names: What statistics call each entry: its id, or `id#2` for the second entry with the same id.
         rewards: For each entry the function that replaces its rewards, if any.
         privileged: Methods (`state_key`, `cost_to_go`) whose values are recorded at reset and after each turn, for
@@ -51,7 +52,6 @@ class EnvPool:
         if not step_timeout > 0:
             raise ValueError(f"step_timeout must be above 0 seconds, got {step_timeout}")
         self.envs = envs
-        self._idle: dict[int, list[Any]] = defaultdict(list)
         self._lock = threading.Lock()
         self._workers = _Workers(threads, step_timeout)
         weakref.finalize(self, self._workers.close)
@@ -59,15 +59,10 @@ class EnvPool:
         ids = [entry.id for entry in envs]
         earlier = [ids[:index].count(name) for index, name in enumerate(ids)]
         self.names = [f"{name}#{count + 1}" if count else name for name, count in zip(ids, earlier, strict=True)]
-        for index, entry in enumerate(envs):
-            self._idle[index].append(entry.build())
-        first = [self._idle[index][0] for index in range(len(envs))]
-        self._sizes = [getattr(env.unwrapped, "num_tasks", None) for env in first]
+        first = [entry.build() for entry in envs]
+        self._idle = [[env] for env in first]
+        self.num_tasks: list[int | None] = [getattr(env.unwrapped, "num_tasks", None) for env in first]
         self.agents = [entry.assign(env) if entry.is_game else {} for entry, env in zip(envs, first, strict=True)]
-
-    def num_tasks(self, index: int) -> int | None:
-        """Size of a finite task source, None for an endless one."""
-        return self._sizes[index]
 
     def trained_agents(self, index: int) -> int:
         """How many episodes a request gives: one, or in a game one for each agent that the policy plays."""
@@ -101,7 +96,7 @@ class EnvPool:
     def close(self) -> None:
         """Close every idle instance and stop the threads; a call that still runs is not waited for."""
         self._workers.close()
-        for idle in self._idle.values():
+        for idle in self._idle:
             while idle:
                 idle.pop().close()
 
@@ -181,3 +176,14 @@ def fit(space: gymnasium.Space, action: str) -> str:
         return action
     admitted = "".join(char for char in action if char in space.character_set)[: space.max_length]
     return admitted.ljust(space.min_length, " " if " " in space.character_set else min(space.character_set))
+
+
+def as_text(observation: Any, whose: str = "observation") -> str:
+    """An observation without lone surrogates.
+
+    Raises:
+        TypeError: If it is not text; `whose` says which observation.
+    """
+    if not isinstance(observation, str):
+        raise TypeError(f"{whose} is {type(observation).__name__}, not text")
+    return clean(observation)

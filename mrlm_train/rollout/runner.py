@@ -30,7 +30,7 @@ from mrlm_train.rollout.conversation import (
 )
 from mrlm_train.rollout.environments import EnvLike, entries
 from mrlm_train.rollout.experts import expert_episodes
-from mrlm_train.rollout.games import AgentSession, GameRunner
+from mrlm_train.rollout.games import GameRunner
 from mrlm_train.rollout.opponents import Opponents
 from mrlm_train.rollout.pool import STEP_TIMEOUT, EnvPool
 from mrlm_train.rollout.tasks import group_requests, training_tasks
@@ -71,7 +71,7 @@ class Rollout:
             step_timeout: Most seconds of a reset or a step, unless `envs` is a pool. A step that takes longer ends
                 its episode with reward 0 and `stop_reason` "step_timeout"; the episode is valid.
         """
-        self.policy = policy
+        self.policy, self._asked = policy, sampling
         self.sampling = _fitted(sampling, policy)
         self.pool = envs if isinstance(envs, EnvPool) else EnvPool(entries(envs), threads, step_timeout)
         self.envs = self.pool.envs
@@ -80,7 +80,6 @@ class Rollout:
         self._frozen()  # a missing model is an error now, not in the middle of a run
         self.seconds, self.sampled_tokens = 0.0, 0
         self._has_sampled = False
-        self._asked = sampling
 
     def run(self, requests: Iterable[Request], progress: Progress | None = None) -> list[Episode]:
         """Play the requested episodes.
@@ -98,9 +97,7 @@ class Rollout:
                 sampled, all prompts are longer than the context.
         """
         begin = time.perf_counter()
-        schedule = _Schedule(self, requests, progress)
-        self._decode(schedule)
-        episodes = [conversation.episode for conversation in schedule.returned]
+        episodes = self._play(_Schedule(self, requests, progress))
         self.seconds = time.perf_counter() - begin
         self.sampled_tokens = sum(episode.sampled_tokens for episode in episodes)
         self._has_sampled = self._has_sampled or self.sampled_tokens > 0
@@ -122,7 +119,7 @@ class Rollout:
             raise InvalidEpisodes(message)
         warnings.warn(message, stacklevel=3)
 
-    def _decode(self, schedule: _Schedule) -> None:
+    def _play(self, schedule: _Schedule) -> list[Episode]:
         """Run the policy's engine here, and that of each frozen model in a thread: they wait for each other's moves."""
         frozen = self._frozen()
         with ThreadPoolExecutor(max(1, len(frozen)), "mrlm-opponent") as threads:
@@ -139,6 +136,7 @@ class Rollout:
             serve(self.policy)
             for future in others:
                 future.result()
+        return [conversation.episode for conversation in schedule.returned]
 
     def _frozen(self) -> list[Policy]:
         """The frozen models that play, each once."""
@@ -162,11 +160,8 @@ class Rollout:
 
 
 def _fitted(sampling: Sampling, policy: Policy) -> Sampling:
-    return dataclasses.replace(
-        sampling,
-        stop_ids=sampling.stop_ids or policy.chat.stop_ids,
-        max_context=sampling.max_context or policy.max_context,
-    )
+    stop_ids, max_context = sampling.stop_ids or policy.chat.stop_ids, sampling.max_context or policy.max_context
+    return dataclasses.replace(sampling, stop_ids=stop_ids, max_context=max_context)
 
 
 class _Schedule:
@@ -220,7 +215,7 @@ class _Schedule:
         ]
 
     def _conversation(
-        self, model: Policy, session: EnvironmentSession | AgentSession, is_returned: bool
+        self, model: Policy, session: EnvironmentSession, is_returned: bool
     ) -> tuple[Policy, EpisodeConversation]:
         progress = self._progress if is_returned else None
         kind: Any = ChatDialogue if isinstance(model, EndpointPolicy) else EpisodeConversation

@@ -25,7 +25,7 @@ def training_tasks(pool: EnvPool, count: int, seed: int) -> tuple[list[int], lis
     for index in range(len(pool.envs)):
         places = np.flatnonzero(picks == index)
         rng = np.random.default_rng([seed, index])
-        size = pool.num_tasks(index)
+        size = pool.num_tasks[index]
         if size is None:
             seeds[places] = np.arange(len(places)) + rng.integers(_FIRST_TRAINING_SEED, 2**30)
         else:

@@ -23,8 +23,8 @@ from mrlm_envs.core import Opening, Options, Reply, TextEnv
 from mrlm_train import tiny
 from mrlm_train.inference import policy
 from mrlm_train.inference.batch_engine import BatchEngine, ModelTurn
-from mrlm_train.inference.engines import engine_for
 from mrlm_train.inference.kv_cache import SlotModel
+from mrlm_train.inference.policy import engine_for
 from mrlm_train.inference.sampling import Sampling
 from mrlm_train.inference.slot_engine import SlotEngine, supports
 from mrlm_train.inference.types import End, Feed, Wait
