@@ -112,9 +112,8 @@ class DPOTrainer(DatasetTrainer, PairTrainer):
         eval_rows = None if eval_episodes is None else pair_dataset(eval_episodes, chat, args)
         multiple: Any = args.pad_to_multiple_of  # TRL has made it a number by now
         collator = PairCollator(tokenizer.pad_token_id, args.max_length, pad_to_multiple_of=multiple)
-        self.open(
-            model, tokenizer, chat, rows, eval_rows, eval_envs, args=args, data_collator=collator, **trl_arguments
-        )
+        given = {"model": model, "args": args, "processing_class": tokenizer, "data_collator": collator}
+        self.open(chat, rows, eval_rows, eval_envs, **given, **trl_arguments)
 
 
 def pair_dataset(source: Source, chat: Chat, args: DPOConfig) -> Dataset:

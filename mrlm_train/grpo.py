@@ -237,8 +237,8 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         agents = [self.rollout.pool.trained_agents(row["entry"]) for row in rows]
         shares = rows_by_request([(row["entry"], row["seed"]) for row in rows], agents)
         requests = {i: Request(rows[i]["entry"], rows[i]["seed"], self._draw(first + i)) for i, *_ in shares}
-        games = self.rollout.run(requests.values())
         seconds, tokens = self.rollout.seconds, self.rollout.sampled_tokens
+        games = self.rollout.run(requests.values())
         played = episode_by_row(games, shares, agents)
         for attempt in range(1, self.args.dynamic_sampling + 1):
             flat = _flat_groups(played, self.args.num_generations)
@@ -246,10 +246,9 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
                 break
             requests |= {i: _other_task(requests[i], attempt) for i in flat}
             again = self.rollout.run([requests[i] for i in flat])
-            seconds, tokens = seconds + self.rollout.seconds, tokens + self.rollout.sampled_tokens
             for i, episode in zip(flat, again, strict=True):
                 played[i] = episode
-        self._count_episodes(played, seconds, tokens)
+        self._count_episodes(played, self.rollout.seconds - seconds, self.rollout.sampled_tokens - tokens)
         self.episodes = played
         return played
 

@@ -104,7 +104,8 @@ class SFTTrainer(DatasetTrainer, trl_sft_trainer.SFTTrainer):
             episodes = read(episodes)
         rows = episode_dataset(episodes, chat, args.mode)
         eval_rows = None if eval_episodes is None else episode_dataset(eval_episodes, chat, args.mode)
-        self.open(model, tokenizer, chat, rows, eval_rows, eval_envs, args=args, **trl_arguments)
+        given = {"model": model, "args": args, "processing_class": tokenizer}
+        self.open(chat, rows, eval_rows, eval_envs, **given, **trl_arguments)
 
 
 def episode_dataset(episodes: Iterable[Episode], chat: Chat, mode: str = "behavioral_cloning") -> Dataset:

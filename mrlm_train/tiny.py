@@ -71,7 +71,6 @@ def build(
     hidden_size: int = 128,
     num_layers: int = 4,
     num_heads: int = 4,
-    intermediate_size: int | None = None,
     max_position_embeddings: int = 4096,
 ) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     """Make the toy policy: fp32 on the CPU, untrained, the same weights for the same arguments.
@@ -81,7 +80,6 @@ def build(
         hidden_size: Width of the model; a multiple of `2 * num_heads`.
         num_layers: Number of transformer blocks.
         num_heads: Number of attention heads (and of key-value heads).
-        intermediate_size: Width of the MLP; three times `hidden_size` unless given.
         max_position_embeddings: Longest context in tokens.
 
     Returns:
@@ -98,7 +96,7 @@ def build(
         num_attention_heads=num_heads,
         num_key_value_heads=num_heads,
         head_dim=hidden_size // num_heads,
-        intermediate_size=intermediate_size or 3 * hidden_size,
+        intermediate_size=3 * hidden_size,
         max_position_embeddings=max_position_embeddings,
         tie_word_embeddings=True,
         pad_token_id=vocab[PADDING],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import warnings
@@ -29,8 +30,26 @@ Config = TypeVar("Config", bound=TrainingArguments)
 TRL_ONLY = {"reward_funcs": "envs", "train_dataset": "envs", "eval_dataset": "eval_envs"}  # TRL's argument -> ours
 
 
+class Strict:
+    """Refuses, in one line, keyword arguments that neither a class nor its bases take, and values without a meaning."""
+
+    def __new__(cls, *args: Any, **given: Any) -> Self:
+        """
+        Raises:
+            TypeError: For an unknown argument; it names the nearest.
+            ValueError: For a value below the setting's range.
+        """
+        known = {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters} - TRL_ONLY.keys()
+        for name in (name for name in given if name not in known):
+            near = [TRL_ONLY[name]] if name in TRL_ONLY else difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{cls.__name__}: unknown argument {name!r}{hint}")
+        refuse_senseless(cls, given)
+        return super().__new__(cls)
+
+
 @dataclass
-class RolloutArguments:
+class RolloutArguments(Strict):
     """What every trainer's config adds to TRL's for playing episodes, in training or in evaluation.
 
     Attributes:
@@ -63,12 +82,6 @@ class RolloutArguments:
     eval_temperature: float = 0.0
     save_episodes: int = 8
 
-    def __new__(cls, *args: Any, **settings: Any) -> Self:
-        """Refuse a setting that no base has, naming the nearest, and a value that none can mean."""
-        refuse_unknown(cls, settings)
-        refuse_senseless(cls, settings)
-        return super().__new__(cls)
-
     def __post_init__(self) -> None:
         """Before TRL's: on a CPU, switch off what only costs there; what the user has set stays."""
         args: Any = self
@@ -84,19 +97,16 @@ class RolloutArguments:
                 warnings.warn("fp16 needs a GPU, and there is none here: training is in float32", stacklevel=3)
         super().__post_init__()  # type: ignore[misc]
 
-    def sampling(self, **changes: Any) -> Sampling:
+    def sampling(self) -> Sampling:
         """The rollout's budgets and temperature."""
         args: Any = self
-        settings = {
-            "temperature": args.temperature,
-            "top_p": args.top_p,
-            "top_k": args.top_k,
-            "max_turn_tokens": args.max_turn_tokens or args.max_completion_length,
-            "max_episode_tokens": args.max_completion_length,
-            "max_turns": args.max_turns,
-            "seed": args.seed,
-        }
-        return Sampling(**{**settings, **changes})
+        return Sampling(
+            *(args.temperature, args.top_p, args.top_k),
+            max_turn_tokens=args.max_turn_tokens or args.max_completion_length,
+            max_episode_tokens=args.max_completion_length,
+            max_turns=args.max_turns,
+            seed=args.seed,
+        )
 
 
 @dataclass
@@ -122,7 +132,7 @@ class DatasetArguments(RolloutArguments):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-class PlayedEvaluation(WholeCheckpoints):
+class PlayedEvaluation(Strict, WholeCheckpoints):
     """A `Trainer` whose `evaluate` plays episodes on the test split; a mixin before TRL's class.
 
     Attributes:
@@ -138,11 +148,6 @@ class PlayedEvaluation(WholeCheckpoints):
     opponents: Any = None
     eval_envs: Sequence[EnvEntry] = ()
     _eval_rollout: Rollout | None = None
-
-    def __new__(cls, *args: Any, **arguments: Any) -> Self:
-        """Refuse an argument that no base has, naming the nearest."""
-        refuse_unknown(cls, arguments)
-        return super().__new__(cls)
 
     def open_policy(self, chat: Chat, name: str = "policy") -> None:
         """After TRL's constructor: the model in training as a policy that plays, with all processes where needed."""
@@ -169,10 +174,9 @@ class PlayedEvaluation(WholeCheckpoints):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[misc]
         args = trainer.args
         if self._eval_rollout is None:
-            sampling = args.sampling(temperature=args.eval_temperature)
-            self._eval_rollout = evaluation_rollout(
-                *(self.policy, self.eval_envs, "test", sampling, args.env_threads, self.opponents, args.step_timeout)
-            )
+            sampling = dataclasses.replace(args.sampling(), temperature=args.eval_temperature)
+            settings = {"threads": args.env_threads, "opponents": self.opponents, "step_timeout": args.step_timeout}
+            self._eval_rollout = evaluation_rollout(self.policy, self.eval_envs, "test", sampling, **settings)
         requests = evaluation_requests(self._eval_rollout, args.eval_episodes)
         rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
         with vllm_temperature(trainer, args.eval_temperature):
@@ -199,8 +203,6 @@ class DatasetTrainer(PlayedEvaluation):
 
     def open(
         self,
-        model: Any,
-        tokenizer: Any,
         chat: Chat,
         rows: Dataset,
         eval_rows: Dataset | None,
@@ -210,13 +212,11 @@ class DatasetTrainer(PlayedEvaluation):
         """Call TRL's constructor, then open the policy.
 
         Args:
-            model: a path or a causal LM.
-            tokenizer: its tokenizer.
             chat: how the policy is addressed in evaluation.
             rows: what to train on, in TRL's columns.
             eval_rows: for the evaluation loss.
             eval_envs: where to play in evaluation.
-            **trl_arguments: TRL's other arguments, `args` among them.
+            **trl_arguments: TRL's other arguments, `model`, `args` and `processing_class` among them.
 
         Raises:
             ValueError: `rows` do not fill one batch.
@@ -230,23 +230,8 @@ class DatasetTrainer(PlayedEvaluation):
         self.eval_envs = [] if eval_envs is None else entries(eval_envs)
         if eval_rows is None and self.eval_envs and args.eval_strategy != "no":
             eval_rows = rows.select(range(1))  # Trainer insists on one; `evaluate` plays episodes instead
-        data = {"train_dataset": rows, "eval_dataset": eval_rows}
-        super().__init__(**data, model=model, processing_class=tokenizer, **trl_arguments)  # type: ignore[call-arg]
+        super().__init__(train_dataset=rows, eval_dataset=eval_rows, **trl_arguments)  # type: ignore[call-arg]
         self.open_policy(chat)
-
-
-def refuse_unknown(cls: type[Any], given: Iterable[str]) -> None:
-    """Refuse keyword arguments that neither a class nor its bases take.
-
-    Raises:
-        TypeError: In one line that names the nearest argument.
-    """
-    known = {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters} - TRL_ONLY.keys()
-    for name in given:
-        if name not in known:
-            near = [TRL_ONLY[name]] if name in TRL_ONLY else difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"{cls.__name__}: unknown argument {name!r}{hint}")
 
 
 def check_config(args: Config | None, cls: type[Config]) -> Config:

@@ -198,9 +198,8 @@ class EpisodeTrainer(GRPOTrainer):
 
     def _padded(self, rows: Sequence[Sequence[float]], value: float, side: str = "right") -> torch.Tensor:
         tensors = [torch.tensor(row) for row in rows]
-        return pad(tensors, padding_value=value, padding_side=side, pad_to_multiple_of=self.pad_to_multiple_of).to(  # type: ignore[arg-type]
-            self.accelerator.device
-        )
+        padded = pad(tensors, value, side, self.pad_to_multiple_of)  # type: ignore[arg-type]
+        return padded.to(self.accelerator.device)
 
     def _count_lengths(
         self, prompts: Sequence[list[int]], completions: Sequence[list[int]], masks: Sequence[list[int]]

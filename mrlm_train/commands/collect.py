@@ -107,7 +107,7 @@ def collect(
                 [e.id, e.kwargs, e.split, e.weight, e.address, *([e.agents] if e.agents else [])] for e in pool.envs
             ],
             "policy": policy.name,
-            "tokenizer": policy.tokenizer and tokenizer_hash(policy.tokenizer),  # an endpoint shows none
+            "tokenizer": policy.chat.tokenizer and tokenizer_hash(policy.chat.tokenizer),  # an endpoint shows none
             "sampling": dataclasses.asdict(rollout.sampling),
             "n": n,
             "group_size": group_size,

@@ -54,11 +54,6 @@ class Policy:
     reduce: Callable[[int], int] | None = None
 
     @property
-    def tokenizer(self) -> Any:
-        """The tokenizer."""
-        return self.chat.tokenizer
-
-    @property
     def max_context(self) -> int | None:
         """Positions of the model, None where its config does not say."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -70,8 +65,8 @@ class Policy:
             yield BatchEngine(self.turn, sampling, self.rows, self.reduce)
             return
         with nullcontext(self.model) if self.session is None else self.session() as model:
-            pad = self.tokenizer.pad_token_id
-            yield engine_for(self.engine_name, model, sampling, 0 if pad is None else pad, self.rows, self.reduce)
+            pad_id = self.chat.tokenizer.pad_token_id or 0
+            yield engine_for(self.engine_name, model, sampling, pad_id, self.rows, self.reduce)
 
 
 def engine_for(

@@ -56,7 +56,7 @@ class _Row:
     turns: int = 0  # turns that have ended
     start: int = 0  # where the current turn begins in the context
     budget: int = 0  # most tokens of the current turn
-    uniforms: list[float] = field(default_factory=list)  # one draw in [0, 1) for each of them; empty if greedy
+    uniforms: list[float] = field(default_factory=list)  # one draw in [0, 1) for each of them
     log_probs: list[float] = field(default_factory=list)  # of the tokens sampled so far
 
 
@@ -160,9 +160,7 @@ class SlotEngine:
         self.context[i, old:new] = ids
         row.length = row.start = new
         row.budget, row.log_probs = row.conversation.budget, []
-        if self.sampling.temperature > 0:
-            draws = turn_uniforms(self.sampling.seed, row.conversation.seed, row.turns, row.budget)
-            row.uniforms = draws.tolist()
+        row.uniforms = turn_uniforms(self.sampling.seed, row.conversation.seed, row.turns, row.budget).tolist()
         row.state = State.PENDING if new - row.cached > 1 else State.SAMPLING
 
     def prefill(self, pending: list[int]) -> None:
@@ -219,7 +217,7 @@ class SlotEngine:
         logits_BV = self.forward(np.arange(sampling[-1] + 1), 1, shared=True)
         if len(sampling) < len(logits_BV):
             logits_BV = logits_BV[torch.tensor(sampling, device=logits_BV.device)]
-        draws = [row.uniforms[row.length - row.start] for row in rows] if self.sampling.temperature > 0 else [0.0]
+        draws = [row.uniforms[row.length - row.start] for row in rows]
         uniforms_B = torch.tensor(draws, dtype=torch.float32, device=logits_BV.device)
         ids_B, log_probs_B = sample_tokens(logits_BV, uniforms_B, self.sampling)
         ids = ids_B.tolist()

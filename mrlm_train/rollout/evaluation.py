@@ -11,8 +11,6 @@ from mrlm_train.episodes.record import Episode
 from mrlm_train.inference.policy import Policy, make
 from mrlm_train.inference.sampling import Sampling
 from mrlm_train.rollout.environments import EnvLike, entries
-from mrlm_train.rollout.opponents import Opponents
-from mrlm_train.rollout.pool import STEP_TIMEOUT
 from mrlm_train.rollout.runner import Request, Rollout, check_validity
 
 GREEDY = Sampling(temperature=0.0)
@@ -46,7 +44,7 @@ def evaluate(
         InvalidEpisodes: If none of them is valid.
     """
     actor = make(policy) if isinstance(policy, str) else policy
-    with evaluation_rollout(actor, envs, split, sampling, threads) as rollout:
+    with evaluation_rollout(actor, envs, split, sampling, threads=threads) as rollout:
         episodes = rollout.run(evaluation_requests(rollout, n), progress)
     require_valid(episodes)
     return summary(episodes)
@@ -57,15 +55,21 @@ def evaluation_rollout(
     envs: EnvLike | Iterable[EnvLike],
     split: str | None = "test",
     sampling: Sampling = GREEDY,
-    threads: int = 16,
-    opponents: Opponents | None = None,
-    step_timeout: float = STEP_TIMEOUT,
+    **settings: Any,
 ) -> Rollout:
-    """A rollout on `split` that does not stop for invalid episodes: the summary counts them."""
+    """A rollout on `split` that does not stop for invalid episodes: the summary counts them.
+
+    Args:
+        policy: Who acts.
+        envs: Where.
+        split: As in `evaluate`.
+        sampling: Greedy unless given.
+        **settings: Of `Rollout`: `threads`, `opponents`, `step_timeout`.
+    """
     listed = entries(envs)
     if split is not None:
         listed = [entry.on_split(split) for entry in listed]
-    return Rollout(policy, listed, sampling, threads, 1.0, opponents, step_timeout)
+    return Rollout(policy, listed, sampling, max_invalid_share=1.0, **settings)
 
 
 def require_valid(episodes: Sequence[Episode]) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mrlm_train.episodes.chat import opening
 from mrlm_train.episodes.record import Episode
 from mrlm_train.rollout.agents import ActFunction
 from mrlm_train.rollout.conversation import EnvironmentSession, Request, Result, ScoreFunction
@@ -111,6 +112,8 @@ class AgentSession(EnvironmentSession):
         is_silent: It has no budget left, and acts with "".
     """
 
+    agent: str
+
     def __init__(self, game: GameRunner, agent: str, number: int, function: ActFunction | None) -> None:
         super().__init__(game.pool, game.request)
         self.game, self.agent, self.number, self.function = game, agent, number, function
@@ -135,6 +138,15 @@ class AgentSession(EnvironmentSession):
 
     def close(self, has_failed: bool) -> None:
         """The game goes on; its runner gives the environment back."""
+
+    def function_action(self, function: ActFunction) -> str:
+        """What the function that plays the agent says to the newest observation."""
+        heard = {"role": self.info.get("role", "user"), "content": self.observation}
+        self.messages += [heard] if self.has_begun else opening(self.observation, self.info)
+        self.has_begun = True
+        action = function(list(self.messages), self.rng)
+        self.messages.append({"role": "assistant", "content": action})
+        return action
 
 
 class GameRunner:
@@ -223,9 +235,7 @@ class GameRunner:
             for name in game.acting:
                 agent = self.sessions[name]
                 if agent.function is not None:
-                    agent.messages.append({"role": agent.info.get("role", "user"), "content": agent.observation})
-                    self._actions[name] = agent.function(list(agent.messages), agent.rng)
-                    agent.messages.append({"role": "assistant", "content": self._actions[name]})
+                    self._actions[name] = agent.function_action(agent.function)
                 elif agent.is_silent:
                     self._actions[name] = ""
                 else:
@@ -251,10 +261,6 @@ class GameRunner:
             agent.reward += float(reward)
             agent.total += float(reward)
             agent.terminated, agent.truncated = bool(terminated), bool(truncated) and not terminated
-            if agent.function is not None and not agent.has_begun:
-                agent.has_begun = True
-                if system := agent.info.get("system"):
-                    agent.messages.append({"role": "system", "content": system})
 
     def _finish(self) -> None:
         """The game is over: every session gets its result."""

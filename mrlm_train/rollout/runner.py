@@ -46,8 +46,8 @@ class Rollout:
     """Plays episodes with one policy in a set of environments.
 
     Attributes:
-        seconds: Wall time of the last `run`.
-        sampled_tokens: Tokens that the policy sampled in it.
+        seconds: Wall time of all calls of `run`.
+        sampled_tokens: Tokens that the policy sampled in them.
     """
 
     def __init__(
@@ -79,7 +79,6 @@ class Rollout:
         self.opponents = Opponents(policy, self.pool.agents) if opponents is None else opponents
         self._frozen()  # a missing model is an error now, not in the middle of a run
         self.seconds, self.sampled_tokens = 0.0, 0
-        self._has_sampled = False
 
     def run(self, requests: Iterable[Request], progress: Progress | None = None) -> list[Episode]:
         """Play the requested episodes.
@@ -98,9 +97,8 @@ class Rollout:
         """
         begin = time.perf_counter()
         episodes = self._play(_Schedule(self, requests, progress))
-        self.seconds = time.perf_counter() - begin
-        self.sampled_tokens = sum(episode.sampled_tokens for episode in episodes)
-        self._has_sampled = self._has_sampled or self.sampled_tokens > 0
+        self.seconds += time.perf_counter() - begin
+        self.sampled_tokens += sum(episode.sampled_tokens for episode in episodes)
         check_validity(episodes, self.max_invalid_share)
         self._check_prompts(episodes)
         return episodes
@@ -115,7 +113,7 @@ class Rollout:
             f"{self.sampling.max_context} tokens, so their episodes have no turns; the first: {first.env_id} seed "
             f"{first.seed}, {len(first.prompt_ids or ())} tokens; take shorter prompts or a longer context"
         )
-        if len(cut) == len(episodes) and not self._has_sampled:
+        if len(cut) == len(episodes) and not self.sampled_tokens:
             raise InvalidEpisodes(message)
         warnings.warn(message, stacklevel=3)
 
