@@ -89,8 +89,8 @@ def _tasks(subject: Subject, env: gymnasium.Env[str, str], identity: Key) -> dic
 
 
 def _words(text: str) -> tuple[str, ...]:
-    """A text without case, white space and punctuation."""
-    return tuple(re.findall(r"\w+|[^\w\s.,;:!?]", text.casefold()))
+    """A text without case, punctuation and white space, but for the gaps of a drawing."""
+    return tuple(re.findall(r"\w+|[^\w\s.,;:!?]| {2,}", text.casefold()))
 
 
 def speed(subject: Subject) -> str:

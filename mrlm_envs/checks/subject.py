@@ -11,17 +11,7 @@ import gymnasium
 
 import mrlm_envs
 from mrlm_envs.checks import child
-from mrlm_envs.checks.playing import (
-    Inspect,
-    Played,
-    Policy,
-    episode,
-    expert,
-    expert_kind,
-    follow,
-    inspect_step,
-    mixed,
-)
+from mrlm_envs.checks.playing import Inspect, Played, Policy, episode, expert, expert_kind, follow, inspect_step, mixed
 from mrlm_envs.tasks import nearest
 
 OPENENV = "openenv:"
