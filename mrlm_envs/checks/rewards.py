@@ -27,7 +27,7 @@ BLIND: dict[str, Policy] = {
 }
 _UNTOLD = ("seed", "turn", "role", "rewards")  # names of things, not hints
 _TOKEN = re.compile(r"[^\s,;:!?\"'`<>()\[\]{}=]+")
-_PART = re.compile(r"-?\w+")  # of an id, such as 3-9/sum/12
+_PARTS = (re.compile(r"\w+"), re.compile(r"-\w+"))  # of an id, such as 3-9/sum/-12
 _MARKED = re.compile(r"\\boxed\{(.+)\}|<answer>(.+)</answer>|```\w*\n(.+?)\n?```", re.DOTALL)
 _ENDS = 1_000  # tokens read from each end of a text
 _TRIED = 200  # of what differs between seeds, the nearest to an end first
@@ -88,7 +88,9 @@ def _parts(env: gymnasium.Env[str, str], done: Played) -> dict[Place, str]:
     parts: dict[Place, str] = {}
     for place, text in _shown(env, done).items():
         parts[place, None] = text.strip()
-        tokens = _PART.findall(text) if place == _ID else [token.strip(".") for token in _TOKEN.findall(text)]
+        tokens = [token.strip(".") for token in _TOKEN.findall(text)]
+        if place == _ID:
+            tokens = [part for pattern in _PARTS for part in pattern.findall(text)]
         for i in range(min(_ENDS, len(tokens))):
             parts[place, i], parts[place, -1 - i] = tokens[i], tokens[-1 - i]
     return parts

@@ -57,7 +57,7 @@ class LeaksInInfo(Sum):
 class LeaksInTheTaskId(Sum):
     def begin(self, options):
         opening = super().begin(options)
-        opening.task_id += f"/{self.answer}"
+        opening.task_id += f"-{self.answer}"
         return opening
 
 
