@@ -7,10 +7,10 @@ the action that fails.
 
 import asyncio
 import contextlib
+import copy
 import itertools
 import json
 import os
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +19,7 @@ from gymnasium.error import ResetNeeded
 
 from mrlm_envs.core import EnvFault, clean
 from mrlm_envs.serving import envs_pb2 as pb
-from mrlm_envs.serving.connection import Access, Connection, ConnectionLost, RemoteError
+from mrlm_envs.serving.connection import Access, Connection, ConnectionLost, pause
 from mrlm_envs.serving.protocol import chained_digest
 from mrlm_envs.serving.server_pool import NoServer, ServerPool, split_addresses
 
@@ -39,7 +39,6 @@ _TEXTS = {
 _REASONS = {pb.STEP_TIMEOUT: "step_timeout", pb.ENV_FAILED: "env_fault", pb.EPISODE_OVER: "env_lost"}
 
 _decode = json.JSONDecoder().raw_decode  # `json.loads` guesses the encoding first, and skips blanks that are not there
-_jitter = random.Random(int.from_bytes(os.urandom(8), "big"))
 
 
 class _EpisodeEnded(Exception):
@@ -93,10 +92,9 @@ class ClientSession:
 
     def copy(self, client: "AsyncClient") -> "ClientSession":
         """A second session in the same state, of `client`, which replays the episode when it is first used."""
-        other = ClientSession(client, self.description, self.kwargs)
-        other.episode, other.is_open = self.episode, self.is_open
-        other.actions, other.digests = list(self.actions), list(self.digests)
-        other.seed, other.options, other.task_id = self.seed, self.options, self.task_id
+        other = copy.copy(self)
+        other.client, other.key, other.connection, other.is_alive = client, b"", None, False
+        other.actions, other.digests = [*self.actions], [*self.digests]
         return other
 
     async def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, Info]:
@@ -117,34 +115,14 @@ class ClientSession:
         elif not 0 <= seed < 2**64:
             raise gymnasium.error.Error(f"seed must be a non-negative integer below 2**64, got {seed!r}")
         self.is_open, self.episode, self.seed, self.options = False, self.episode + 1, seed, _encode_json(options or {})
-        self.actions, self.digests = [], []
+        self.actions, self.digests, self.is_alive = [], [], False
         self.suspects, self.tried = set(), set()
         try:
-            async with asyncio.timeout(self.client.access.step_timeout):
-                result = await self._begin()
-        except (_EpisodeEnded, NoServer, TimeoutError) as error:
-            raise EnvFault(f"{self.description.env_id}: {error or self.client.servers.trouble}") from None
-        if result.HasField("error"):
-            raise self._refusal(result.error)
-        info = json.loads(result.info)
-        self.is_open, self.digests, self.task_id = True, [result.digest], str(info.get("task_id", ""))
-        return result.observation, info
-
-    async def _begin(self) -> "pb.Result":
-        """Reset the session on a server, on another one if that is lost."""
-        while True:
-            connection = self.connection = await self._pick()
-            self.is_alive, self.worker = True, connection.worker
-            try:
-                result = await self._attempt(connection, "Reset", self._reset_item())
-            except ConnectionLost as lost:
-                self.record_loss(lost)
-                continue
-            self.worker = connection.worker
-            begun = chained_digest(b"", b"", 0, result.observation.encode(), 0.0, 0, result.info)
-            if result.HasField("error") or begun == result.digest:
-                return result
-            await asyncio.sleep(_GARBLED)
+            observation, *_, info = await self._settle(b"", None, self.client.deadline())
+        except _EpisodeEnded as end:
+            raise EnvFault(f"{self.description.env_id}: {end}") from None
+        self.task_id = str(info.get("task_id", ""))
+        return observation, info
 
     async def step(self, action: str) -> StepTuple:
         """Take a step. It is taken once, whatever is lost on the way.
@@ -160,16 +138,12 @@ class ClientSession:
             TypeError: If `action` is not a `str`.
             RemoteError: If the server refuses the client.
         """
-        data = self.encode(action)
-        deadline, outcome = self.client.deadline(), None
+        data, deadline = self.encode(action), self.client.deadline()
         try:
-            if (sent := self.send(data)) is not None:
-                outcome = await sent
-                if (accepted := self.accept(data, outcome)) is not None:
-                    return accepted
+            outcome = await self.send(data)
         except ConnectionLost as lost:
             outcome = lost
-        return await self.finish(data, outcome, deadline)
+        return self.accept(data, outcome) or await self.finish(data, outcome, deadline)
 
     async def close(self) -> None:
         """Close the session."""
@@ -194,59 +168,74 @@ class ClientSession:
             raise TypeError(f"{self.description.env_id}: an action is a str, got {type(action).__name__}")
         return clean(action[: self.description.action_length]).encode()
 
-    def send(self, action: bytes) -> "asyncio.Future[pb.Result] | None":
-        """Send a step at once, if all is well with the session's server."""
+    def send(self, action: bytes) -> "asyncio.Future[pb.Result | None]":
+        """Send a step at once; the result is None at once unless all is well with the session's server."""
         connection = self.connection
         if connection is None or not self.is_alive or connection.is_blocked:
-            return None
+            nothing = asyncio.get_running_loop().create_future()
+            nothing.set_result(None)
+            return nothing
         return connection.send("Step", self._step_item(len(self.actions), action))
 
-    def accept(self, action: bytes, result: "pb.Result") -> StepTuple | None:
-        """The step's outcome; None if the result is an error, or its digest shows that it was garbled."""
+    def accept(self, action: bytes, result: "pb.Result | BaseException | None") -> StepTuple | None:
+        """The outcome of a step or reset; None if there is none, or its digest shows that it was garbled."""
+        if not isinstance(result, pb.Result):
+            return None
         text, reward, info = result.observation, result.reward, result.info
         terminated, truncated = result.terminated, result.truncated
-        ends, seq = terminated | truncated << 1, len(self.actions) + 1
-        digest = chained_digest(self.digests[-1], action, seq, text.encode(), reward, ends, info)
+        ends, seq = terminated | truncated << 1, len(self.digests)
+        digest = chained_digest(self.digest, action, seq, text.encode(), reward, ends, info)
         if digest != result.digest:
             return None
-        self.actions.append(action)
         self.digests.append(digest)
+        if seq:
+            self.actions.append(action)
         if self.tried:
             self.suspects, self.tried = set(), set()
         self.is_open = not ends
         return text, reward, terminated, truncated, _decode(info.decode())[0]
 
-    async def finish(self, action: bytes, outcome: "pb.Result | ConnectionLost | None", deadline: float) -> StepTuple:
-        """Bring a step to its end that did not go well at once.
+    async def finish(self, action: bytes, outcome: "pb.Result | BaseException | None", deadline: float) -> StepTuple:
+        """Bring a step to its end that did not go well at once; see `_settle`."""
+        try:
+            return await self._settle(action, outcome, deadline)
+        except _EpisodeEnded as end:
+            return self._end(end.reason, str(end))
+
+    async def _settle(self, action: bytes, outcome: "pb.Result | BaseException | None", deadline: float) -> StepTuple:
+        """Take a step, or with no result so far the reset, until an outcome is accepted.
 
         Args:
-            action: The action.
-            outcome: What the first attempt gave, or None if there was none.
+            action: The action; empty for a reset.
+            outcome: What the first attempt gave: a result, why there is none, or None if there was no attempt.
             deadline: On the event loop's clock.
+
+        Raises:
+            _EpisodeEnded: If the episode does not go on.
         """
         try:
             async with asyncio.timeout_at(deadline):
-                while True:
+                while (accepted := self.accept(action, outcome)) is None:
                     if isinstance(outcome, ConnectionLost):
-                        self.record_loss(outcome)
+                        self._record_loss(outcome)
+                    elif isinstance(outcome, BaseException):
+                        raise outcome
                     elif outcome is not None:
-                        if (accepted := self.accept(action, outcome)) is not None:
-                            return accepted
                         await self._handle(outcome.error)
                     try:
                         connection = await self._restore()
-                        outcome = await self._attempt(connection, "Step", self._step_item(len(self.actions), action))
+                        item = self._step_item(len(self.actions), action) if self.digests else self._reset_item()
+                        method = "Step" if self.digests else "Reset"
+                        outcome = await connection.ask(method, item, is_suspect=bool(self.suspects))
+                        self.worker = connection.worker
                     except ConnectionLost as lost:
                         outcome = lost
-        except _EpisodeEnded as end:
-            return self._end(end.reason, str(end))
-        except NoServer as error:
-            return self._end("env_lost", str(error))
-        except TimeoutError:
-            access = self.client.access
-            return self._end("env_lost", f"gave up after {access.step_timeout:g} s; {self.client.servers.trouble}")
+                return accepted
+        except (NoServer, TimeoutError) as error:
+            late = f"gave up after {self.client.access.step_timeout:g} s; {self.client.servers.trouble}"
+            raise _EpisodeEnded("env_lost", str(error) or late) from None
 
-    def record_loss(self, lost: ConnectionLost) -> None:
+    def _record_loss(self, lost: ConnectionLost) -> None:
         """Note that the server was lost under the current step or reset.
 
         Raises:
@@ -263,42 +252,38 @@ class ClientSession:
             raise _EpisodeEnded("step_timeout", f"it froze or crashed {_WORKERS} servers, the last: {lost}")
 
     async def _handle(self, error: "pb.Error") -> None:
-        """Draw the conclusion from a step's error: return to try again, or raise what ends the episode."""
+        """Draw the conclusion from an error: return to try again, or raise what ends the episode."""
         if error.HasField("retry_after_ms"):
-            await _pause(error)
+            await pause(error)
         elif error.code == pb.CODE_UNSPECIFIED:  # no error: the reply was garbled, and the server has kept it
             await asyncio.sleep(_GARBLED)
-        elif error.code in (pb.UNKNOWN_SESSION, pb.BAD_SEQ):  # the server does not have the episode: replay it
+        elif self.digests and error.code in (pb.UNKNOWN_SESSION, pb.BAD_SEQ):  # the episode is not there: replay it
             self.is_alive, self.connection = False, None
         elif error.code in _REASONS:
             raise _EpisodeEnded(_REASONS[error.code], error.message)
+        elif error.code == pb.BAD_REQUEST:
+            raise ValueError(error.message)
         else:
-            raise self._refusal(error)
-
-    async def _attempt(self, connection: Connection, method: str, item: Any) -> "pb.Result":
-        """Send an item, and wait until it has run; a suspect of another server's loss is sent alone."""
-        if not self.suspects:
-            return await _ask(connection, method, item)
-        async with connection.suspects:
-            result = await connection.send(method, item, again=True)
-        if not result.error.HasField("retry_after_ms"):
-            return result
-        return await _ask(connection, method, item, again=True)
+            raise gymnasium.error.Error(f"{self.description.env_id}: {pb.Code.Name(error.code)}: {error.message}")
 
     async def _restore(self) -> Connection:
         """A connection whose server has the episode as we left it, after a replay if need be."""
         connection = self.connection
         if connection is not None and self.is_alive and not connection.is_blocked:
             return connection
-        if not self.is_deterministic:
+        if self.digests and not self.is_deterministic:
             return await self._own_server()
-        connection = self.connection = await self._pick()
-        self.is_alive = False
+        if not self.key:
+            self.key = await self.client.servers.draw()
+        connection = self.connection = await self.client.servers.pick(self.key, self.tried)
+        self.is_alive, self.worker = not self.digests, connection.worker
+        if self.is_alive:  # a reset: there is nothing to bring back
+            return connection
         count = sum(size <= _REPLAY_BYTES for size in itertools.accumulate(map(len, self.actions)))
         item = self._reset_item()
         item.actions.extend(self.actions[:count])
         item.digest = self.digests[count]
-        result = await _ask(connection, "Reset", item)
+        result = await connection.ask("Reset", item)
         worker = connection.worker
         for seq in range(count, len(self.actions) + 1):
             if result.HasField("error"):
@@ -306,7 +291,7 @@ class ClientSession:
             if result.digest != self.digests[seq]:
                 raise _EpisodeEnded("env_lost", "the replay gave another digest")
             if seq < len(self.actions):
-                result = await _ask(connection, "Step", self._step_item(seq, self.actions[seq]))
+                result = await connection.ask("Step", self._step_item(seq, self.actions[seq]))
         self.is_alive, self.worker = True, worker
         return connection
 
@@ -324,11 +309,6 @@ class ClientSession:
         self.is_alive = True
         return connection
 
-    async def _pick(self) -> Connection:
-        if not self.key:
-            self.key = await self.client.servers.draw()
-        return await self.client.servers.pick(self.key, self.tried)
-
     def _end(self, reason: str, why: str) -> StepTuple:
         """The last step of an episode that does not go on: the action's failure, or a failure of ours."""
         is_ours = reason != "step_timeout"
@@ -345,13 +325,6 @@ class ClientSession:
         item = pb.ResetItem(session=self.key, episode=self.episode, env_id=env_id, kwargs=self.kwargs)
         item.seed, item.options = self.seed, self.options
         return item
-
-    def _refusal(self, error: "pb.Error") -> Exception:
-        if error.code == pb.BAD_REQUEST:
-            return ValueError(error.message)
-        if error.code in (pb.ENV_FAILED, pb.STEP_TIMEOUT):
-            return EnvFault(error.message)
-        return gymnasium.error.Error(f"{self.description.env_id}: {pb.Code.Name(error.code)}: {error.message}")
 
 
 class AsyncClient:
@@ -394,7 +367,7 @@ class AsyncClient:
                 while key not in self._descriptions:
                     with contextlib.suppress(ConnectionLost):
                         connection = await self.servers.pick(os.urandom(16))
-                        answer = await _ask(connection, "Describe", pb.DescribeItem(env_id=env_id, kwargs=key[1]))
+                        answer = await connection.ask("Describe", pb.DescribeItem(env_id=env_id, kwargs=key[1]))
                         if answer.HasField("error"):
                             raise gymnasium.error.Error(answer.error.message)
                         self._descriptions[key] = answer
@@ -418,51 +391,22 @@ class AsyncClient:
 
         Raises: see `ClientSession.step`; then no step is taken.
         """
-        encoded = [session.encode(action) for session, action in zip(sessions, actions)]
-        deadline = self.deadline()
+        encoded, deadline = [session.encode(action) for session, action in zip(sessions, actions)], self.deadline()
         sent = [session.send(action) for session, action in zip(sessions, encoded)]
-        results: list[StepTuple | None] = []
-        late: list[tuple[int, asyncio.Future[StepTuple]]] = []
-        for session, action, future in zip(sessions, encoded, sent):
-            outcome = accepted = None
-            if future is not None:
-                try:
-                    outcome = await future
-                    accepted = session.accept(action, outcome)
-                except ConnectionLost as lost:
-                    outcome = lost
-            if accepted is None:
-                late.append((len(results), asyncio.ensure_future(session.finish(action, outcome, deadline))))
-            results.append(accepted)
-        for index, future in late:
-            results[index] = await future
-        return results  # pyright: ignore[reportReturnType]
+        outcomes = await asyncio.gather(*sent, return_exceptions=True)
+        results: list[Any] = [one.accept(*given) for one, *given in zip(sessions, encoded, outcomes)]
+        late = [index for index, result in enumerate(results) if result is None]
+        endings = (sessions[index].finish(encoded[index], outcomes[index], deadline) for index in late)
+        for index, result in zip(late, await asyncio.gather(*endings)):
+            results[index] = result
+        return results
 
     def notify_close(self, connection: Connection, key: bytes) -> None:
-        """Tell a session's server in the background that it is closed."""
-
-        async def notify() -> None:
-            with contextlib.suppress(ConnectionLost, RemoteError):  # the server sweeps idle sessions itself
-                await connection.send("Close", key)
-
-        task = asyncio.ensure_future(notify())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
-
-async def _ask(connection: Connection, method: str, item: Any, again: bool = False) -> Any:
-    """Send an item until the answer is not "ask again"."""
-    while True:
-        result = await connection.send(method, item, again=again)
-        if not result.error.HasField("retry_after_ms"):
-            return result
-        again = result.error.code == pb.STEP_TIMEOUT
-        await _pause(result.error)
-
-
-async def _pause(error: "pb.Error") -> None:
-    if error.retry_after_ms:
-        await asyncio.sleep(error.retry_after_ms / 1000 * _jitter.uniform(0.5, 1.5))
+        """Tell a session's server that it is closed; if that fails, the server sweeps the idle session itself."""
+        with contextlib.suppress(ConnectionLost):
+            closing = connection.send("Close", key)
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
 
 def _encode_json(value: dict[str, Any]) -> bytes:

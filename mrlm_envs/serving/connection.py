@@ -5,13 +5,15 @@ asyncio one does not survive a fork of its process, even where the child never t
 """
 
 import asyncio
+import contextlib
 import os
+import random
 import re
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,7 @@ _CAUSES = {
 _FATAL = {"UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
 
 _connections: "weakref.WeakSet[Connection]" = weakref.WeakSet()
+_jitter = random.Random()  # of our own: the process's may be seeded, and is not ours to use
 _fork_lock = threading.RLock()  # held while a call starts, and across a fork
 
 
@@ -141,21 +144,18 @@ class Connection:
         was_reached: It has answered a call at some time.
         trouble: Why the newest call failed, or "".
         worker: Names the server's process, which tells a restarted worker from its predecessor.
-        suspects: Held while a step that was under way on a lost server is tried here: one at a time, so that the
-            next loss shows which step is the cause.
     """
 
     def __init__(self, address: str, host: str | None, access: Access) -> None:
         self.address = address
         self.is_blocked = self.was_reached = False
         self.trouble, self.worker = "", address.encode()
-        self.suspects = asyncio.Lock()
+        self._suspects = asyncio.Lock()  # one at a time, so that the next loss shows which item is the cause
         self._host, self._access = host, access
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="mrlm-call")
         self._channel: grpc.Channel | None = None
         self._is_closed = False
-        self._methods: dict[str, Any] = {}
         self._calls: set[object] = set()  # under way
         self._recovery: asyncio.Task[None] | None = None
         self._queues = {(method, again): _Queue(self, method) for method in CALLS for again in (False, True)}
@@ -176,7 +176,23 @@ class Connection:
             raise ConnectionLost(self.trouble)
         return self._queues[method, again].add(item)
 
-    async def call(self, method: str, items: Sequence[Any], wait_ms: int) -> Sequence[Any]:
+    async def ask(self, method: str, item: Any, *, is_suspect: bool = False) -> Any:
+        """Send an item until the answer is not "ask again"; see `send`.
+
+        Args:
+            method: See `send`.
+            item: See `send`.
+            is_suspect: The item was under way on a server that was lost: at first it is sent alone.
+        """
+        async with self._suspects if is_suspect else contextlib.nullcontext():
+            result = await self.send(method, item, again=is_suspect)
+        while result.error.HasField("retry_after_ms"):
+            await pause(result.error)
+            again = is_suspect or result.error.code == pb.STEP_TIMEOUT
+            result = await self.send(method, item, again=again)
+        return result
+
+    async def call(self, method: str, items: Sequence[Any]) -> Sequence[Any]:
         """One call of the service.
 
         Raises:
@@ -186,7 +202,7 @@ class Connection:
         request, reply = CALLS[method]
         message = request(sessions=items) if method == "Close" else request(items=items)
         if method in ("Reset", "Step"):
-            message.wait_ms = wait_ms
+            message.wait_ms = int(1000 * _PATIENCE)
         path, timeout = f"/{SERVICE}/{method}", self._access.call_timeout
         try:
             answer = await self._call(path, message, timeout, request.SerializeToString, reply.FromString)
@@ -220,11 +236,8 @@ class Connection:
         def call() -> Any:
             token = object()
             with _fork_lock:
-                if self._channel is None:
-                    self._channel, self._methods = self._access.channel(self.address, self._host), {}
-                if path not in self._methods:
-                    self._methods[path] = self._channel.unary_unary(path, serialize, deserialize)
-                method = self._methods[path]
+                self._channel = self._channel or self._access.channel(self.address, self._host)
+                method = self._channel.unary_unary(path, serialize, deserialize)
                 self._calls.add(token)
             try:
                 return method(request, timeout, self._access.metadata)
@@ -247,7 +260,7 @@ class Connection:
 
     async def _recover(self) -> None:
         wait, longest = _BACKOFF
-        while self.is_blocked and not self._is_closed:
+        while self.is_blocked:
             await asyncio.sleep(wait)
             wait = min(2 * wait, longest)
             try:
@@ -255,15 +268,15 @@ class Connection:
                 self.is_blocked = answer != _SERVING
             except grpc.RpcError as error:
                 self.is_blocked = error.code() is not grpc.StatusCode.UNIMPLEMENTED  # pyright: ignore[reportAttributeAccessIssue]
-            except (ConnectionLost, RemoteError):
+            except ConnectionLost:  # cut by a fork
                 continue
 
     def close(self, patience: float = 0.0) -> None:
         """Close the channel; calls under way end as lost. On any thread; the next call opens it again."""
         with _fork_lock:
-            if self._channel is not None:
-                self._channel.close()
-                self._channel = None
+            channel, self._channel = self._channel, None
+            if channel is not None:
+                channel.close()
                 end = time.monotonic() + patience
                 while self._calls and time.monotonic() < end:
                     time.sleep(0.001)
@@ -284,23 +297,20 @@ class _Queue:
         self._connection, self._method = connection, method
         self._items: deque[tuple[Any, asyncio.Future[Any]]] = deque()
         self._calls: set[object] = set()  # those under way that are waited for
-        self._is_due = False
         self._loop = asyncio.get_running_loop()
 
     def add(self, item: Any) -> "asyncio.Future[Any]":
         future = self._loop.create_future()
         self._items.append((item, future))
-        if not self._is_due:
-            self._is_due = True
+        if len(self._items) == 1:  # the others have a flush coming
             self._loop.call_soon(self._flush)
         return future
 
     def fail(self, error: Exception) -> None:
-        while self._items:
-            _fail(self._items.popleft()[1], error)
+        _settle(self._items, [error] * len(self._items))
+        self._items.clear()
 
     def _flush(self) -> None:
-        self._is_due = False
         while self._items and len(self._calls) < _CALLS:
             batch: list[tuple[Any, asyncio.Future[Any]]] = []
             size = 0
@@ -323,20 +333,28 @@ class _Queue:
 
     async def _send(self, batch: "list[tuple[Any, asyncio.Future[Any]]]") -> None:
         try:
-            results = await self._connection.call(self._method, [item for item, _ in batch], int(1000 * _PATIENCE))
+            results = await self._connection.call(self._method, [item for item, _ in batch])
         except Exception as error:
-            for _, future in batch:
-                _fail(future, error)
-            return
-        for (_, future), result in zip(batch, results):
-            if not future.done():
-                future.set_result(result)
+            results = [error] * len(batch)
+        _settle(batch, results)
 
 
-def _fail(future: "asyncio.Future[Any]", error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
-        future.exception()  # whoever waited may have gone
+def _settle(items: "Iterable[tuple[Any, asyncio.Future[Any]]]", results: Sequence[Any]) -> None:
+    """Give each item that is still waited for its result, or what went wrong."""
+    for (_, future), result in zip(items, results):
+        if future.done():
+            continue
+        if isinstance(result, Exception):
+            future.set_exception(result)
+            future.exception()  # whoever waited may have gone
+        else:
+            future.set_result(result)
+
+
+async def pause(error: "pb.Error") -> None:
+    """Wait for as long as the server asks for, about."""
+    if error.retry_after_ms:
+        await asyncio.sleep(error.retry_after_ms / 1000 * _jitter.uniform(0.5, 1.5))
 
 
 def _before_fork() -> None:

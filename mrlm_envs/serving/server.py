@@ -21,7 +21,7 @@ from mrlm_envs.serving.catalog import Catalog
 from mrlm_envs.serving.metrics import Metrics
 from mrlm_envs.serving.pool import Pool
 from mrlm_envs.serving.protocol import CALLS, SERVICE, ItemError
-from mrlm_envs.serving.sessions import Answered, CallRefused, Inspection, Job, Sessions, Tenant
+from mrlm_envs.serving.sessions import CallRefused, Inspection, Job, Sessions, Tenant
 from mrlm_envs.serving.settings import Refused, Settings
 
 logger = logging.getLogger("mrlm.serve")
@@ -55,7 +55,7 @@ class Server:
 
     Args:
         settings: What to serve, and how.
-        note: Called with a session's label before each of its steps, for whoever looks after this process.
+        board: Its `label` is set to a session's before each of its steps, for whoever looks after this process.
 
     Attributes:
         port: The port it listens on, after `start`.
@@ -67,13 +67,13 @@ class Server:
         OSError: If a file of the settings cannot be read.
     """
 
-    def __init__(self, settings: Settings, note: Callable[[bytes], None] | None = None) -> None:
+    def __init__(self, settings: Settings, board: Any = None) -> None:
         self.settings = settings
         self.catalog = Catalog(settings)
         self.port = settings.port
         self._tenants = _read_tokens(settings.token_file.read_text()) if settings.token_file else {}
         self._worker = os.urandom(8)
-        self._note = note
+        self._board = board
         self._progressed = asyncio.Event()
         self._inspections: dict[tuple[str, bytes], Inspection] = {}
         self._pool = Pool(settings.threads, self._progress, self._run)
@@ -164,7 +164,7 @@ class Server:
         """Answer a call, or refuse it as a whole.
 
         Args:
-            admit: Takes a tenant, an item and the time; gives the job that answers the item, and whether it is new.
+            admit: Takes a tenant, an item and the time; gives the job that answers the item.
             reply_class: Of the reply.
             request: The request; None if it cannot be parsed.
             context: The call's.
@@ -196,23 +196,23 @@ class Server:
             raise CallRefused("UNAUTHENTICATED", f"the bearer token is {'wrong' if tokens else 'missing'}")
         return self._tenants[_hash(token)]
 
-    def _describe(self, _: Tenant, item: "pb.DescribeItem", __: float) -> tuple[Inspection, bool]:
-        """What finds out what an environment is like, and whether it is new."""
+    def _describe(self, _: Tenant, item: "pb.DescribeItem", __: float) -> Inspection:
+        """What finds out what an environment is like."""
         self.sessions.refuse_if_draining()
         registration, known = self.catalog.find(item.env_id), self._inspections
         key = registration.id, item.kwargs
         if key in known and not known[key].has_failed:  # else the next one tries again
-            return known[key], False
+            return known[key]
         if sum(one.registration is registration and not one.is_settled for one in known.values()) >= _MAKERS:
             raise ItemError(pb.OVERLOADED, f"{registration.id}: its constructors are slow", retry_after=0.1)
         known[key] = Inspection(registration, item.kwargs, self.settings.max_action_bytes // 4)
         if len(known) > _DESCRIPTIONS:
             del known[next(iter(known))]
-        return known[key], True
+        return known[key]
 
     async def _answer(
         self,
-        admit: Callable[[Any, float], tuple[Job, bool]],
+        admit: Callable[[Any, float], Job],
         items: Sequence[Any],
         request: Any,
         results: Any,
@@ -228,12 +228,13 @@ class Server:
                     message = f"the call has {len(items)} items; the limit is {settings.max_batch}"
                     raise ItemError(pb.TOO_LARGE, message)
                 self.sessions.is_full = busy + len(new) >= settings.max_queue
-                job, is_new = admit(item, now)
-                jobs.append(job)
-                if is_new:
-                    new.append(job)
+                job = admit(item, now)
             except ItemError as failure:
-                jobs.append(Answered(failure.error))
+                job = Job(error=failure.error)
+            jobs.append(job)
+            if job.is_new:
+                job.is_new = False
+                new.append(job)
         if new:
             expected = len(new) * max(job.registration.slow_s if job.is_step else math.inf for job in new)
             self._pool.submit(new, _PATIENCE if expected < _PATIENCE and not busy else 0.0)
@@ -255,8 +256,8 @@ class Server:
 
     def _run(self, job: Job) -> None:
         """Run one job, on a thread of the pool."""
-        if self._note is not None and job.session is not None:
-            self._note(job.session.label)
+        if self._board is not None and job.session is not None:
+            self._board.label = job.session.label
         job.run()
         if job.is_step:
             seconds = time.monotonic() - job.started

@@ -35,9 +35,15 @@ class CallRefused(Exception):
 
 
 class Job:
-    """What a thread does for an item of a call; every failure becomes `error`.
+    """What a thread does for an item of a call; every failure becomes `error`. Of itself it does nothing.
+
+    Args:
+        registration: Of the environment, if it has to do with one.
+        session: Its session, if it has one.
+        error: What is wrong with the item, if that is known at once.
 
     Attributes:
+        is_new: It has yet to be handed to the pool.
         started: When it began, on the monotonic clock.
         done: It has run; set last.
         given_up: It took too long, and nobody waits for it any more.
@@ -46,14 +52,18 @@ class Job:
         is_step: It takes one step.
     """
 
-    __slots__ = ("done", "error", "given_up", "registration", "result", "session", "size", "started")
+    __slots__ = ("done", "error", "given_up", "is_new", "registration", "result", "session", "size", "started")
     what, is_step = "the step", False
 
-    def __init__(self, registration: Registration, session: "Session | None" = None) -> None:
-        self.registration, self.session = registration, session
-        self.started, self.done, self.given_up, self.size = 0.0, False, False, 0
-        self.error: pb.Error | None = None
-        self.result: Any = None
+    def __init__(
+        self, registration: Any = None, session: "Session | None" = None, error: "pb.Error | None" = None
+    ) -> None:
+        self.registration: Registration = registration
+        self.session, self.error = session, error
+        self.started, self.given_up, self.size = 0.0, False, 0
+        self.done = registration is None
+        self.is_new = not self.done
+        self.result: Any = pb.CloseResult()
 
     @property
     def is_settled(self) -> bool:
@@ -99,20 +109,6 @@ class Job:
             results.add(error=self.error)
         else:
             results.append(self.result)
-
-
-class Answered(Job):
-    """An item that needs no thread: a session that has been closed, or an error.
-
-    Args:
-        error: The error.
-    """
-
-    __slots__ = ()
-
-    def __init__(self, error: "pb.Error | None" = None) -> None:
-        self.session, self.done, self.given_up, self.size = None, True, False, 0
-        self.error, self.result = error, pb.CloseResult()
 
 
 class Inspection(Job):
@@ -239,7 +235,7 @@ class Session:
         kwargs: The environment's arguments, as JSON.
         opening: Hash of the reset item that began the episode.
         size: Bytes it holds, about: arguments, the conversation, the newest answer.
-        label: Session, environment and task as bytes of a fixed length, which a worker notes down before each step.
+        label: Session, environment and task, at most `LABEL` bytes, which a worker notes down before each step.
     """
 
     tenant: Tenant
@@ -251,7 +247,7 @@ class Session:
     opening: int = 0
     size: int = 0
     task_id: str = ""
-    label: bytes = bytes(LABEL)
+    label: bytes = b""
     turn: Turn = field(init=False)
 
     @property
@@ -262,8 +258,7 @@ class Session:
     def name_task(self, task_id: str) -> None:
         """Note the task of the current episode."""
         self.task_id = task_id[:80]
-        text = f"session {self.key.hex()}, {self.env_id}, task {self.task_id!r}"
-        self.label = text.encode()[:LABEL].ljust(LABEL)
+        self.label = f"session {self.key.hex()}, {self.env_id}, task {self.task_id!r}".encode()[:LABEL]
 
 
 class Sessions:
@@ -293,8 +288,8 @@ class Sessions:
         """The tenant of that name, new or known."""
         return self.tenants.get(name) or self.tenants.setdefault(name, Tenant(name))
 
-    def step(self, tenant: Tenant, item: "pb.StepItem", now: float) -> tuple[Turn, bool]:
-        """The turn that answers a step item, and whether it is new (and has to be run).
+    def step(self, tenant: Tenant, item: "pb.StepItem", now: float) -> Turn:
+        """The turn that answers a step item.
 
         Raises:
             ItemError: If the item cannot be run.
@@ -308,7 +303,7 @@ class Sessions:
         if item.episode != session.episode:
             raise ItemError(pb.BAD_SEQ, f"the session is in episode {session.episode}, not {item.episode}")
         if seq == last.seq and seq > 0 and last.fingerprint == hash(data):
-            return last, False
+            return last
         if not last.is_settled:
             raise ItemError(pb.BAD_SEQ, f"step {last.seq} still runs, got step {seq}", expected_seq=last.seq)
         if last.is_over or last.has_failed:
@@ -327,10 +322,10 @@ class Sessions:
         tenant.size += size
         turn = session.turn = Turn(last.registration, session, last.env, seq, data)
         turn.action, turn.digest = data, last.digest
-        return turn, True
+        return turn
 
-    def reset(self, tenant: Tenant, item: "pb.ResetItem", now: float) -> tuple[Turn, bool]:
-        """The turn that answers a reset item, and whether it is new (and has to be run).
+    def reset(self, tenant: Tenant, item: "pb.ResetItem", now: float) -> Turn:
+        """The turn that answers a reset item.
 
         Raises:
             ItemError: If the item cannot be run; a session is not made then.
@@ -344,7 +339,7 @@ class Sessions:
         if session is not None:
             session.touched = now
             if (repeated := _repeated_reset(session, item, opening)) is not None:
-                return repeated, False
+                return repeated
         for action in item.actions:
             self._check_length(action)
         size = _PARSED * (len(item.kwargs) + len(item.options)) + sum(map(len, item.actions))
@@ -369,9 +364,9 @@ class Sessions:
         tenant.size += size - session.size
         session.episode, session.kwargs, session.opening, session.size = item.episode, item.kwargs, opening, size
         session.turn = turn
-        return turn, True
+        return turn
 
-    def close(self, tenant: Tenant, key: bytes, _: float) -> tuple[Job, bool]:
+    def close(self, tenant: Tenant, key: bytes, _: float) -> Job:
         """Close a session.
 
         Raises:
@@ -381,7 +376,7 @@ class Sessions:
         if session is None:
             raise ItemError(pb.UNKNOWN_SESSION, f"no session {key.hex()}")
         self._close(session)
-        return Answered(), False
+        return Job()
 
     def forget(self, job: Job) -> None:
         """Close the session of a reset that failed: there is no episode."""

@@ -58,9 +58,9 @@ class Supervisor:
     async def _keep(self, index: int) -> None:
         """Keep one worker alive until the stop."""
         path = self.folder / str(index)
-        board, wait, is_restart = Board(path), _BACKOFF[0], False
+        board, wait, is_restart = Board.open(path), _BACKOFF[0], False
         while not self.stop.is_set():
-            process = await self._start(index, path, board.served[0], is_restart)
+            process = await self._start(index, path, board.port, is_restart)
             began = time.monotonic()
             watch = asyncio.create_task(self._kill_if_frozen(process, board, path))
             ending = asyncio.create_task(self._end_when_stopped(process))
@@ -69,7 +69,7 @@ class Supervisor:
             ending.cancel()
             if self.stop.is_set():
                 return
-            if code == REFUSED and not board.served[0]:  # it said why
+            if code == REFUSED and not board.pid:  # it said why
                 self.status = REFUSED
                 self.stop.set()
                 return
@@ -99,7 +99,8 @@ class Supervisor:
 
     def _record_death(self, index: int, pid: int, code: int, board: Board) -> None:
         how = f"by signal {-code}" if code < 0 else f"with status {code}"
-        doing = f"; the step that began last: {board.label}" if board.label and board.served[1] == pid else ""
+        label = board.label.decode("utf-8", "replace") if board.pid == pid else ""
+        doing = f"; the step that began last: {label}" if label else ""
         logger.error("worker %d ended %s%s", index, how, doing, extra={"worker": index, "pid": pid})
         self._deaths.append(time.monotonic())
         if len(self._deaths) == self._deaths.maxlen and self._deaths[0] > time.monotonic() - 60:
@@ -119,7 +120,7 @@ class Supervisor:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             while process.returncode is None:
                 await asyncio.sleep(pause)
-                if healthy_at is None and board.served[1] == process.pid:
+                if healthy_at is None and board.pid == process.pid:
                     healthy_at = time.monotonic()
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=pause)

@@ -9,7 +9,6 @@ import mmap
 import os
 import pickle
 import signal
-import struct
 import sys
 from pathlib import Path
 
@@ -20,8 +19,7 @@ REFUSED = 2  # exit status of a worker whose settings cannot be served
 
 _RETRY = 0.5  # seconds between attempts to listen on a port that is taken
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
-_SIZE = 256
-_HEAD = struct.Struct("<II")
+_LABEL = 240  # bytes of a session's label, as in `sessions.LABEL`
 
 logger = logging.getLogger("mrlm.serve")
 
@@ -32,36 +30,26 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
-class Board:
-    """A few bytes in a file that both map: the worker writes, and the supervisor reads when the worker has died.
+class Board(ctypes.Structure):
+    """What a worker notes down in memory that the supervisor reads when the worker has died.
 
-    Args:
-        path: The file; made if it does not exist.
+    Attributes:
+        port: Where it listens.
+        pid: The process that listens, or did; 0 before the first does.
+        label: The session whose step started last; empty before the first step.
     """
 
-    def __init__(self, path: Path) -> None:
+    _fields_ = (("port", ctypes.c_uint32), ("pid", ctypes.c_uint32), ("label", ctypes.c_char * _LABEL))
+    port: int
+    pid: int
+    label: bytes
+
+    @classmethod
+    def open(cls, path: Path) -> "Board":
+        """The board in the file at `path`, which is made if it does not exist; all who open it see the same."""
         with path.open("a+b") as file:
-            file.truncate(_SIZE)
-            self._map = mmap.mmap(file.fileno(), _SIZE)
-
-    def note(self, label: bytes) -> None:
-        """Write down the session whose step starts now; `label` has a fixed length."""
-        self._map[_HEAD.size : _HEAD.size + len(label)] = label
-
-    def announce(self, port: int) -> None:
-        """Write down that this process serves on `port`, and has not begun a step yet."""
-        self.note(bytes(_SIZE - _HEAD.size))
-        _HEAD.pack_into(self._map, 0, port, os.getpid())
-
-    @property
-    def served(self) -> tuple[int, int]:
-        """The port, and the process id, of the process that announced itself last; zeros before."""
-        return _HEAD.unpack_from(self._map)
-
-    @property
-    def label(self) -> str:
-        """The session whose step started last, or ""."""
-        return self._map[_HEAD.size :].rstrip(b" \0").decode("utf-8", "replace")
+            file.truncate(ctypes.sizeof(cls))
+            return cls.from_buffer(mmap.mmap(file.fileno(), ctypes.sizeof(cls)))
 
 
 async def _serve(settings: Settings, path: Path, is_restart: bool) -> None:
@@ -74,14 +62,14 @@ async def _serve(settings: Settings, path: Path, is_restart: bool) -> None:
     """
     from mrlm_envs.serving.server import Server  # the supervisor imports this module without gRPC
 
-    stop, parent, board, socket = asyncio.Event(), os.getppid(), Board(path), path.with_suffix(".sock")
+    stop, parent, board, socket = asyncio.Event(), os.getppid(), Board.open(path), path.with_suffix(".sock")
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if settings.isolate:
         from mrlm_envs.serving.isolated import preload
 
         preload(words(settings.environments))
-    server = Server(settings, board.note)
+    server = Server(settings, board)
     socket.unlink(missing_ok=True)
     while True:
         try:
@@ -92,7 +80,7 @@ async def _serve(settings: Settings, path: Path, is_restart: bool) -> None:
                 raise
             logger.warning("waiting: %s", error)
             await asyncio.sleep(_RETRY)
-    board.announce(server.port)
+    board.label, board.port, board.pid = b"", server.port, os.getpid()
     sys.stdout.write(f"mrlm serve: {server.address} serves {', '.join(server.catalog.ids)}\n")
     sys.stdout.flush()
     while not stop.is_set() and os.getppid() == parent:  # the kernel's signal, where there is one, comes first

@@ -18,6 +18,7 @@ import pytest
 from mrlm_envs.sandbox import Limits, Sandbox, SandboxFault
 from mrlm_envs.sandbox.launch import LaunchFailed, TemplateLauncher, Worker, _Control
 from tests.envs.sandbox.hostile.footprint import descendants, footprint
+from tests.support.fresh import in_fresh_process
 from tests.support.paths import ROOT
 
 
@@ -107,14 +108,6 @@ def test_only_a_sandbox_in_which_trusted_code_fails_too_is_a_fault(monkeypatch):
         kill_template(launcher)
         with pytest.raises(SandboxFault, match="nonexistent"):
             pool.run("pass")
-
-
-def in_fresh_process(code: str) -> None:
-    """Runs code that forks in a process without our threads: a lock that one of them holds is never released there."""
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT, timeout=240
-    )
-    assert run.returncode == 0, run.stderr
 
 
 def test_a_forked_process_starts_a_pool_of_its_own():

@@ -1,8 +1,8 @@
 """The clients: a remote environment is an environment like any other."""
 
 import asyncio
-import multiprocessing
 import pickle
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -13,13 +13,14 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector import AutoresetMode
 
 import mrlm_envs
 from mrlm_envs.checker import Policy, check_text_env, play
 from mrlm_envs.core import EnvFault
 from mrlm_envs.serving import AsyncClient
 from mrlm_envs.serving import envs_pb2 as pb
+from tests.support.fresh import in_fresh_process
 from tests.support.guessing import GuessNumber
 from tests.support.serving import DICE, PROBE, Probe, Running, running
 
@@ -347,69 +348,91 @@ def test_requests_over_256_kib_are_sent_again(server: Running):
     assert len({env.unwrapped.digest for env in envs}) == 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _play_in_child(env: Any, queue: Any) -> None:
-    try:
-        queue.put((env.step("child"), env.unwrapped.digest))
-    except BaseException as error:
-        queue.put(repr(error))
+_FORKS = """
+    import multiprocessing, sys, threading, time
+    from concurrent.futures import ThreadPoolExecutor
+    import gymnasium
+
+    def remote(env_id="tests/Probe-v0", **kwargs):
+        return gymnasium.make("mrlm_envs:mrlm/Remote-v0", address=sys.argv[1], env_id=env_id, **kwargs)
+
+    def in_child(play):
+        context = multiprocessing.get_context("fork")
+        queue = context.Queue()
+        child = context.Process(target=lambda: queue.put(play()))
+        child.start()
+        got = queue.get(timeout=120)
+        child.join(120)
+        assert child.exitcode == 0, child.exitcode
+        return got
+"""
+
+
+def fork_from_a_fresh_process(server: Running, code: str) -> None:
+    """Run a client that forks where no thread but its own can hold a lock; the server is the fixture's."""
+    in_fresh_process(textwrap.dedent(_FORKS) + textwrap.dedent(code), server.address)
 
 
 def test_a_forked_environment_goes_on_in_a_session_of_its_own(server: Running):
-    env, twin = remote(server), remote(server)
-    for one in (env, twin):
-        one.reset(seed=8)
-        one.step("before")
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    child = context.Process(target=_play_in_child, args=(env, queue))
-    child.start()
-    got = queue.get(timeout=20)
-    child.join(10)
-    assert got == (twin.step("child"), twin.unwrapped.digest), got  # pyright: ignore[reportAttributeAccessIssue]
-    assert env.step("parent")[4]["turn"] == 2, "the parent's session has not moved"
+    fork_from_a_fresh_process(
+        server,
+        """
+        env, twin = remote(), remote()
+        for one in (env, twin):
+            one.reset(seed=8)
+            one.step("before")
+        got = in_child(lambda: (env.step("child"), env.unwrapped.digest))
+        assert got == (twin.step("child"), twin.unwrapped.digest), got
+        assert env.step("parent")[4]["turn"] == 2, "the parent's session has not moved"
+        """,
+    )
 
 
 def test_forks_while_steps_are_under_way(server: Running):
-    envs = [remote(server) for _ in range(8)]
-    for env in envs:
-        env.reset(seed=1)
-    stop = threading.Event()
+    fork_from_a_fresh_process(
+        server,
+        """
+        envs = [remote() for _ in range(8)]
+        for env in envs:
+            env.reset(seed=1)
+        stop = threading.Event()
 
-    def work(env: gymnasium.Env[str, str]) -> int:
-        turn = 0
-        while not stop.is_set():
-            turn = env.step("sleep 0.01")[4]["turn"]
-        return turn
+        def work(env):
+            turn = 0
+            while not stop.is_set():
+                turn = env.step("sleep 0.01")[4]["turn"]
+            return turn
 
-    with ThreadPoolExecutor(8) as threads:
-        working = [threads.submit(work, env) for env in envs]
-        spare = remote(server)
-        spare.reset(seed=2)
-        context = multiprocessing.get_context("fork")
-        for _ in range(4):
-            queue = context.Queue()
-            child = context.Process(target=_play_in_child, args=(spare, queue))
-            child.start()
-            assert isinstance(queue.get(timeout=20), tuple)
-            child.join(10)
-            time.sleep(0.05)
-        stop.set()
-        assert all(future.result(20) > 0 for future in working)
+        with ThreadPoolExecutor(8) as threads:
+            working = [threads.submit(work, env) for env in envs]
+            try:
+                spare = remote()
+                spare.reset(seed=2)
+                for _ in range(4):
+                    assert in_child(lambda: spare.step("child"))[4]["turn"] == 1
+                    time.sleep(0.05)
+            finally:
+                stop.set()
+            assert all(future.result(120) > 0 for future in working)
+        """,
+    )
 
 
 def test_forks_under_one_long_step_do_not_lose_it(server: Running):
-    env = remote(server)
-    env.reset(seed=1)
-    context = multiprocessing.get_context("fork")
-    with ThreadPoolExecutor(1) as threads:
-        step = threads.submit(env.step, "sleep 1.7")
-        for _ in range(6):
-            time.sleep(0.15)
-            child = context.Process(target=int)
-            child.start()
-            child.join(10)
-        result = step.result()
-    assert not result[3] and result[4]["turn"] == 1
+    fork_from_a_fresh_process(
+        server,
+        """
+        env = remote()
+        env.reset(seed=1)
+        with ThreadPoolExecutor(1) as threads:
+            step = threads.submit(env.step, "sleep 1.7")
+            for _ in range(6):
+                time.sleep(0.15)
+                in_child(int)
+            result = step.result(120)
+        assert not result[3] and result[4]["turn"] == 1, result
+        """,
+    )
     assert Probe.runs.count("sleep 1.7") == 1
 
 
@@ -426,39 +449,50 @@ def test_a_closed_client_says_so(server: Running):
 
 
 def test_async_vector_env_works_after_the_parent_has_used_a_client(server: Running):
-    env = remote(server, "tests/Guess-v0")
-    env.reset(seed=1)
+    fork_from_a_fresh_process(
+        server,
+        """
+        from gymnasium.vector import AsyncVectorEnv
 
-    def make() -> gymnasium.Env[str, str]:
-        return remote(server, "tests/Guess-v0", max_turns=3)
-
-    vector = AsyncVectorEnv([make] * 3, context="fork")
-    observations, _ = vector.reset(seed=5)
-    singles = [make() for _ in range(3)]
-    assert list(observations) == [single.reset(seed=5 + i)[0] for i, single in enumerate(singles)]
-    observations, *_ = vector.step(("1", "500", "999"))
-    assert list(observations) == [single.step(a)[0] for single, a in zip(singles, ("1", "500", "999"))]
-    vector.close()
-    assert env.step("1")[4]["turn"] == 1
+        env = remote("tests/Guess-v0")
+        env.reset(seed=1)
+        make = lambda: remote("tests/Guess-v0", max_turns=3)
+        vector = AsyncVectorEnv([make] * 3, context="fork")
+        observations, _ = vector.reset(seed=5)
+        singles = [make() for _ in range(3)]
+        assert list(observations) == [single.reset(seed=5 + i)[0] for i, single in enumerate(singles)]
+        actions = "1", "500", "999"
+        observations, *_ = vector.step(actions)
+        assert list(observations) == [single.step(action)[0] for single, action in zip(singles, actions)]
+        vector.close()
+        assert env.step("1")[4]["turn"] == 1
+        """,
+    )
 
 
 def test_data_loader_workers_use_an_inherited_environment(server: Running):
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
+    fork_from_a_fresh_process(
+        server,
+        """
+        import torch
 
-    env = remote(server, "tests/Guess-v0")
-    env.reset(seed=1)
+        env = remote("tests/Guess-v0")
+        env.reset(seed=1)
 
-    class Episodes(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return 6
+        class Episodes(torch.utils.data.Dataset):
+            def __len__(self):
+                return 6
 
-        def __getitem__(self, index: int) -> str:
-            return env.reset(seed=index)[1]["task_id"]
+            def __getitem__(self, index):
+                return env.reset(seed=index)[1]["task_id"]
 
-    loader = torch.utils.data.DataLoader(
-        Episodes(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=30
+        loader = torch.utils.data.DataLoader(
+            Episodes(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=120
+        )
+        assert list(loader) == [env.reset(seed=seed)[1]["task_id"] for seed in range(6)]
+        """,
     )
-    assert list(loader) == [env.reset(seed=seed)[1]["task_id"] for seed in range(6)]
 
 
 def test_the_client_answers_to_a_name_with_several_addresses(server: Running):
