@@ -4,65 +4,62 @@
 # source: mrlm_envs/serving/envs.proto
 # Protobuf Python Version: 5.29.0
 """Generated protocol buffer code."""
+
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
+
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC,
-    5,
-    29,
-    0,
-    '',
-    'mrlm_envs/serving/envs.proto'
+    _runtime_version.Domain.PUBLIC, 5, 29, 0, "", "mrlm_envs/serving/envs.proto"
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-
-
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmrlm_envs/serving/envs.proto\x12\x0bmrlm.env.v1\";\n\x0f\x44\x65scribeRequest\x12(\n\x05items\x18\x01 \x03(\x0b\x32\x19.mrlm.env.v1.DescribeItem\".\n\x0c\x44\x65scribeItem\x12\x0e\n\x06\x65nv_id\x18\x01 \x01(\t\x12\x0e\n\x06kwargs\x18\x02 \x01(\x0c\":\n\rDescribeReply\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.mrlm.env.v1.Description\"\xc3\x01\n\x0b\x44\x65scription\x12\x0e\n\x06\x65nv_id\x18\x01 \x01(\t\x12\x1a\n\x12observation_length\x18\x02 \x01(\r\x12\x15\n\raction_length\x18\x03 \x01(\r\x12\x16\n\x0e\x61\x63tion_charset\x18\x04 \x01(\t\x12\x10\n\x08metadata\x18\x05 \x01(\x0c\x12\x16\n\tnum_tasks\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12!\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x12.mrlm.env.v1.ErrorB\x0c\n\n_num_tasks\"F\n\x0cResetRequest\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.mrlm.env.v1.ResetItem\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"\x9b\x01\n\tResetItem\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0f\n\x07\x65pisode\x18\x02 \x01(\x04\x12\x0e\n\x06\x65nv_id\x18\x03 \x01(\t\x12\x0e\n\x06kwargs\x18\x04 \x01(\x0c\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07options\x18\x06 \x01(\x0c\x12\x0f\n\x07\x61\x63tions\x18\x07 \x03(\x0c\x12\x0e\n\x06\x64igest\x18\x08 \x01(\x0c\x42\x07\n\x05_seed\"B\n\nResetReply\x12$\n\x07results\x18\x01 \x03(\x0b\x32\x13.mrlm.env.v1.Result\x12\x0e\n\x06worker\x18\x02 \x01(\x0c\"D\n\x0bStepRequest\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.mrlm.env.v1.StepItem\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\"I\n\x08StepItem\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0f\n\x07\x65pisode\x18\x02 \x01(\x04\x12\x0b\n\x03seq\x18\x03 \x01(\r\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\x0c\"1\n\tStepReply\x12$\n\x07results\x18\x01 \x03(\x0b\x32\x13.mrlm.env.v1.Result\"\xa2\x01\n\x06Result\x12\x13\n\x0bobservation\x18\x01 \x01(\t\x12\x0e\n\x06reward\x18\x02 \x01(\x01\x12\x12\n\nterminated\x18\x03 \x01(\x08\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x0c\n\x04info\x18\x05 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x0c\x12\x0b\n\x03seq\x18\x07 \x01(\r\x12!\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x12.mrlm.env.v1.Error\" \n\x0c\x43loseRequest\x12\x10\n\x08sessions\x18\x01 \x03(\x0c\"7\n\nCloseReply\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.mrlm.env.v1.CloseResult\"0\n\x0b\x43loseResult\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.mrlm.env.v1.Error\"\x7f\n\x05\x45rror\x12\x1f\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x11.mrlm.env.v1.Code\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x14\n\x0c\x65xpected_seq\x18\x03 \x01(\r\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms*\xfa\x01\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bUNKNOWN_ENV\x10\x01\x12\x13\n\x0fUNKNOWN_SESSION\x10\x02\x12\x0b\n\x07\x42\x41\x44_SEQ\x10\x03\x12\x10\n\x0c\x45PISODE_OVER\x10\x04\x12\x0e\n\nBAD_ACTION\x10\x05\x12\r\n\tTOO_LARGE\x10\x06\x12\x0e\n\nOVERLOADED\x10\x07\x12\x0e\n\nENV_FAILED\x10\x08\x12\x13\n\x0fREPLAY_DIVERGED\x10\t\x12\x10\n\x0cSTEP_TIMEOUT\x10\n\x12\x15\n\x11NOT_DETERMINISTIC\x10\x0b\x12\t\n\x05QUOTA\x10\x0c\x12\x0f\n\x0b\x42\x41\x44_REQUEST\x10\r2\x88\x02\n\x0c\x45nvironments\x12\x44\n\x08\x44\x65scribe\x12\x1c.mrlm.env.v1.DescribeRequest\x1a\x1a.mrlm.env.v1.DescribeReply\x12;\n\x05Reset\x12\x19.mrlm.env.v1.ResetRequest\x1a\x17.mrlm.env.v1.ResetReply\x12\x38\n\x04Step\x12\x18.mrlm.env.v1.StepRequest\x1a\x16.mrlm.env.v1.StepReply\x12;\n\x05\x43lose\x12\x19.mrlm.env.v1.CloseRequest\x1a\x17.mrlm.env.v1.CloseReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
+    b'\n\x1cmrlm_envs/serving/envs.proto\x12\x0bmrlm.env.v1";\n\x0f\x44\x65scribeRequest\x12(\n\x05items\x18\x01 \x03(\x0b\x32\x19.mrlm.env.v1.DescribeItem".\n\x0c\x44\x65scribeItem\x12\x0e\n\x06\x65nv_id\x18\x01 \x01(\t\x12\x0e\n\x06kwargs\x18\x02 \x01(\x0c":\n\rDescribeReply\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.mrlm.env.v1.Description"\xc3\x01\n\x0b\x44\x65scription\x12\x0e\n\x06\x65nv_id\x18\x01 \x01(\t\x12\x1a\n\x12observation_length\x18\x02 \x01(\r\x12\x15\n\raction_length\x18\x03 \x01(\r\x12\x16\n\x0e\x61\x63tion_charset\x18\x04 \x01(\t\x12\x10\n\x08metadata\x18\x05 \x01(\x0c\x12\x16\n\tnum_tasks\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12!\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x12.mrlm.env.v1.ErrorB\x0c\n\n_num_tasks"F\n\x0cResetRequest\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.mrlm.env.v1.ResetItem\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r"\x9b\x01\n\tResetItem\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0f\n\x07\x65pisode\x18\x02 \x01(\x04\x12\x0e\n\x06\x65nv_id\x18\x03 \x01(\t\x12\x0e\n\x06kwargs\x18\x04 \x01(\x0c\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07options\x18\x06 \x01(\x0c\x12\x0f\n\x07\x61\x63tions\x18\x07 \x03(\x0c\x12\x0e\n\x06\x64igest\x18\x08 \x01(\x0c\x42\x07\n\x05_seed"B\n\nResetReply\x12$\n\x07results\x18\x01 \x03(\x0b\x32\x13.mrlm.env.v1.Result\x12\x0e\n\x06worker\x18\x02 \x01(\x0c"D\n\x0bStepRequest\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.mrlm.env.v1.StepItem\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r"I\n\x08StepItem\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0f\n\x07\x65pisode\x18\x02 \x01(\x04\x12\x0b\n\x03seq\x18\x03 \x01(\r\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\x0c"1\n\tStepReply\x12$\n\x07results\x18\x01 \x03(\x0b\x32\x13.mrlm.env.v1.Result"\xa2\x01\n\x06Result\x12\x13\n\x0bobservation\x18\x01 \x01(\t\x12\x0e\n\x06reward\x18\x02 \x01(\x01\x12\x12\n\nterminated\x18\x03 \x01(\x08\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x0c\n\x04info\x18\x05 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x0c\x12\x0b\n\x03seq\x18\x07 \x01(\r\x12!\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x12.mrlm.env.v1.Error" \n\x0c\x43loseRequest\x12\x10\n\x08sessions\x18\x01 \x03(\x0c"7\n\nCloseReply\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.mrlm.env.v1.CloseResult"0\n\x0b\x43loseResult\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.mrlm.env.v1.Error"\x7f\n\x05\x45rror\x12\x1f\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x11.mrlm.env.v1.Code\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x14\n\x0c\x65xpected_seq\x18\x03 \x01(\r\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms*\xfa\x01\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bUNKNOWN_ENV\x10\x01\x12\x13\n\x0fUNKNOWN_SESSION\x10\x02\x12\x0b\n\x07\x42\x41\x44_SEQ\x10\x03\x12\x10\n\x0c\x45PISODE_OVER\x10\x04\x12\x0e\n\nBAD_ACTION\x10\x05\x12\r\n\tTOO_LARGE\x10\x06\x12\x0e\n\nOVERLOADED\x10\x07\x12\x0e\n\nENV_FAILED\x10\x08\x12\x13\n\x0fREPLAY_DIVERGED\x10\t\x12\x10\n\x0cSTEP_TIMEOUT\x10\n\x12\x15\n\x11NOT_DETERMINISTIC\x10\x0b\x12\t\n\x05QUOTA\x10\x0c\x12\x0f\n\x0b\x42\x41\x44_REQUEST\x10\r2\x88\x02\n\x0c\x45nvironments\x12\x44\n\x08\x44\x65scribe\x12\x1c.mrlm.env.v1.DescribeRequest\x1a\x1a.mrlm.env.v1.DescribeReply\x12;\n\x05Reset\x12\x19.mrlm.env.v1.ResetRequest\x1a\x17.mrlm.env.v1.ResetReply\x12\x38\n\x04Step\x12\x18.mrlm.env.v1.StepRequest\x1a\x16.mrlm.env.v1.StepReply\x12;\n\x05\x43lose\x12\x19.mrlm.env.v1.CloseRequest\x1a\x17.mrlm.env.v1.CloseReplyb\x06proto3'
+)
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mrlm_envs.serving.envs_pb2', _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "mrlm_envs.serving.envs_pb2", _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_CODE']._serialized_start=1342
-  _globals['_CODE']._serialized_end=1592
-  _globals['_DESCRIBEREQUEST']._serialized_start=45
-  _globals['_DESCRIBEREQUEST']._serialized_end=104
-  _globals['_DESCRIBEITEM']._serialized_start=106
-  _globals['_DESCRIBEITEM']._serialized_end=152
-  _globals['_DESCRIBEREPLY']._serialized_start=154
-  _globals['_DESCRIBEREPLY']._serialized_end=212
-  _globals['_DESCRIPTION']._serialized_start=215
-  _globals['_DESCRIPTION']._serialized_end=410
-  _globals['_RESETREQUEST']._serialized_start=412
-  _globals['_RESETREQUEST']._serialized_end=482
-  _globals['_RESETITEM']._serialized_start=485
-  _globals['_RESETITEM']._serialized_end=640
-  _globals['_RESETREPLY']._serialized_start=642
-  _globals['_RESETREPLY']._serialized_end=708
-  _globals['_STEPREQUEST']._serialized_start=710
-  _globals['_STEPREQUEST']._serialized_end=778
-  _globals['_STEPITEM']._serialized_start=780
-  _globals['_STEPITEM']._serialized_end=853
-  _globals['_STEPREPLY']._serialized_start=855
-  _globals['_STEPREPLY']._serialized_end=904
-  _globals['_RESULT']._serialized_start=907
-  _globals['_RESULT']._serialized_end=1069
-  _globals['_CLOSEREQUEST']._serialized_start=1071
-  _globals['_CLOSEREQUEST']._serialized_end=1103
-  _globals['_CLOSEREPLY']._serialized_start=1105
-  _globals['_CLOSEREPLY']._serialized_end=1160
-  _globals['_CLOSERESULT']._serialized_start=1162
-  _globals['_CLOSERESULT']._serialized_end=1210
-  _globals['_ERROR']._serialized_start=1212
-  _globals['_ERROR']._serialized_end=1339
-  _globals['_ENVIRONMENTS']._serialized_start=1595
-  _globals['_ENVIRONMENTS']._serialized_end=1859
+    DESCRIPTOR._loaded_options = None
+    _globals["_CODE"]._serialized_start = 1342
+    _globals["_CODE"]._serialized_end = 1592
+    _globals["_DESCRIBEREQUEST"]._serialized_start = 45
+    _globals["_DESCRIBEREQUEST"]._serialized_end = 104
+    _globals["_DESCRIBEITEM"]._serialized_start = 106
+    _globals["_DESCRIBEITEM"]._serialized_end = 152
+    _globals["_DESCRIBEREPLY"]._serialized_start = 154
+    _globals["_DESCRIBEREPLY"]._serialized_end = 212
+    _globals["_DESCRIPTION"]._serialized_start = 215
+    _globals["_DESCRIPTION"]._serialized_end = 410
+    _globals["_RESETREQUEST"]._serialized_start = 412
+    _globals["_RESETREQUEST"]._serialized_end = 482
+    _globals["_RESETITEM"]._serialized_start = 485
+    _globals["_RESETITEM"]._serialized_end = 640
+    _globals["_RESETREPLY"]._serialized_start = 642
+    _globals["_RESETREPLY"]._serialized_end = 708
+    _globals["_STEPREQUEST"]._serialized_start = 710
+    _globals["_STEPREQUEST"]._serialized_end = 778
+    _globals["_STEPITEM"]._serialized_start = 780
+    _globals["_STEPITEM"]._serialized_end = 853
+    _globals["_STEPREPLY"]._serialized_start = 855
+    _globals["_STEPREPLY"]._serialized_end = 904
+    _globals["_RESULT"]._serialized_start = 907
+    _globals["_RESULT"]._serialized_end = 1069
+    _globals["_CLOSEREQUEST"]._serialized_start = 1071
+    _globals["_CLOSEREQUEST"]._serialized_end = 1103
+    _globals["_CLOSEREPLY"]._serialized_start = 1105
+    _globals["_CLOSEREPLY"]._serialized_end = 1160
+    _globals["_CLOSERESULT"]._serialized_start = 1162
+    _globals["_CLOSERESULT"]._serialized_end = 1210
+    _globals["_ERROR"]._serialized_start = 1212
+    _globals["_ERROR"]._serialized_end = 1339
+    _globals["_ENVIRONMENTS"]._serialized_start = 1595
+    _globals["_ENVIRONMENTS"]._serialized_end = 1859
 # @@protoc_insertion_point(module_scope)

@@ -175,8 +175,7 @@ class Server:
             if request is None:
                 raise CallRefused("INVALID_ARGUMENT", "the bytes are not this call's request message")
             reply = reply_class()
-            items = request.sessions if reply_class is pb.CloseReply else request.items
-            await self._answer(partial(admit, tenant), items, request, reply.results, context)
+            await self._answer(partial(admit, tenant), request, reply, context)
             if reply_class is pb.ResetReply:
                 reply.worker = self._worker
             return reply
@@ -211,14 +210,10 @@ class Server:
         return known[key]
 
     async def _answer(
-        self,
-        admit: Callable[[Any, float], Job],
-        items: Sequence[Any],
-        request: Any,
-        results: Any,
-        context: grpc.aio.ServicerContext,
+        self, admit: Callable[[Any, float], Job], request: Any, reply: Any, context: grpc.aio.ServicerContext
     ) -> None:
-        """Run the new items of a call, wait, and fill in the results, in order."""
+        """Run the new items of a call, wait, and fill in the reply's results, in order."""
+        items: Sequence[Any] = request.sessions if isinstance(request, pb.CloseRequest) else request.items
         now, settings, busy = time.monotonic(), self.settings, self._pool.busy
         jobs: list[Job] = []
         new: list[Job] = []
@@ -244,12 +239,12 @@ class Server:
         size = 0
         for job in jobs:
             if not job.is_settled or size > settings.max_message_bytes:
-                results.add(error=_AGAIN)
+                reply.results.add(error=_AGAIN)
                 continue
-            job.answer(results)
+            job.answer(reply.results)
             size += job.size
             if job.has_failed:
-                self.metrics.errors.labels(pb.Code.Name(results[-1].error.code)).inc()
+                self.metrics.errors.labels(pb.Code.Name(reply.results[-1].error.code)).inc()
                 self.sessions.forget(job)
         if new:
             self.metrics.waits.observe(max(0.0, new[0].started - now))

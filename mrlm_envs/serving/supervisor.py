@@ -36,37 +36,48 @@ class Supervisor:
 
     Args:
         settings: The settings of all workers.
-        folder: A private folder for their sockets and boards.
 
     Attributes:
         status: The exit status so far.
     """
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
-        self.settings, self.folder = settings, folder
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.status = settings, 0
         self.stop = asyncio.Event()
-        self.status = 0
         self._deaths: deque[float] = deque(maxlen=_DEATHS * settings.workers)
 
     async def run(self) -> int:
         """Run until SIGTERM, SIGINT or too many deaths of workers; the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self.stop.set)
-        await asyncio.gather(*(self._keep(index) for index in range(self.settings.workers)))
+        with tempfile.TemporaryDirectory(prefix="mrlm-") as folder:
+            await asyncio.gather(
+                *(self._keep(index, Path(folder, str(index))) for index in range(self.settings.workers))
+            )
         return self.status
 
-    async def _keep(self, index: int) -> None:
-        """Keep one worker alive until the stop."""
-        path = self.folder / str(index)
+    async def _keep(self, index: int, path: Path) -> None:
+        """Keep one worker alive until the stop.
+
+        Args:
+            index: Of the worker.
+            path: Of its board; with `.sock` behind it, of its socket.
+        """
         board, wait, is_restart = Board.open(path), _BACKOFF[0], False
         while not self.stop.is_set():
-            process = await self._start(index, path, board.port, is_restart)
+            own = self.settings.shifted(index)
+            own = dataclasses.replace(own, port=board.port or own.port)  # a restart listens where clients expect it
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "mrlm_envs.serving.worker", stdin=asyncio.subprocess.PIPE, start_new_session=True
+            )
+            assert process.stdin is not None
+            with contextlib.suppress(ConnectionError):
+                process.stdin.write(pickle.dumps((own, path, is_restart)))
+                process.stdin.close()
             began = time.monotonic()
-            watch = asyncio.create_task(self._kill_if_frozen(process, board, path))
-            ending = asyncio.create_task(self._end_when_stopped(process))
+            watch = asyncio.gather(self._kill_if_frozen(process, board, path), self._end_when_stopped(process))
             code = await process.wait()
             watch.cancel()
-            ending.cancel()
             if self.stop.is_set():
                 return
             if code == REFUSED and not board.pid:  # it said why
@@ -84,18 +95,6 @@ class Supervisor:
         process.terminate()
         await asyncio.sleep(self.settings.grace)
         process.kill()
-
-    async def _start(self, index: int, path: Path, port: int, is_restart: bool) -> asyncio.subprocess.Process:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "mrlm_envs.serving.worker", stdin=asyncio.subprocess.PIPE, start_new_session=True
-        )
-        own = self.settings.shifted(index)
-        own = dataclasses.replace(own, port=port or own.port)  # a restart listens where clients expect it
-        assert process.stdin is not None
-        with contextlib.suppress(ConnectionError):
-            process.stdin.write(pickle.dumps((own, path, is_restart)))
-            process.stdin.close()
-        return process
 
     def _record_death(self, index: int, pid: int, code: int, board: Board) -> None:
         how = f"by signal {-code}" if code < 0 else f"with status {code}"
@@ -126,9 +125,7 @@ class Supervisor:
                     reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=pause)
                     healthy_at = time.monotonic() if reply.status == serving else healthy_at
                 if healthy_at is not None and time.monotonic() - healthy_at > self.settings.step_timeout:
-                    logger.error(
-                        "worker %d gives no sign of health; killing it", process.pid, extra={"pid": process.pid}
-                    )
+                    logger.error("killing process %d: no sign of health", process.pid, extra={"pid": process.pid})
                     process.kill()
                     return
 
@@ -141,9 +138,4 @@ def supervise(settings: Settings) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its own lines are not JSON
     if PARENT in os.environ:
         die_with_parent(signal.SIGTERM)
-
-    async def run() -> int:
-        with tempfile.TemporaryDirectory(prefix="mrlm-") as folder:
-            return await Supervisor(settings, Path(folder)).run()
-
-    return asyncio.run(run())
+    return asyncio.run(Supervisor(settings).run())

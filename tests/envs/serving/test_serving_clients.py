@@ -39,10 +39,10 @@ def calls(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     answer = server.server._answer
 
-    async def counted(admit: Any, items: Any, *rest: Any) -> Any:
-        if any(isinstance(item, pb.StepItem) for item in items):
-            sizes.append(len(items))
-        return await answer(admit, items, *rest)
+    async def counted(admit: Any, request: Any, *rest: Any) -> Any:
+        if isinstance(request, pb.StepRequest):
+            sizes.append(len(request.items))
+        return await answer(admit, request, *rest)
 
     monkeypatch.setattr(server.server, "_answer", counted)
     return sizes
