@@ -11,9 +11,17 @@ T = TypeVar("T")
 
 
 class _Loop:
-    lock = threading.Lock()
+    lock = threading.RLock()  # a finalizer may spawn while its thread holds it
     pid: int | None = None
     loop: asyncio.AbstractEventLoop
+
+
+def _forget_parent() -> None:
+    _Loop.lock = threading.RLock()  # another thread of the parent's may hold the inherited one
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parent)
 
 
 def spawn(work: Coroutine[Any, Any, T]) -> Future[T]:

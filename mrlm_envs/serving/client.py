@@ -76,7 +76,7 @@ class ClientSession:
     def __init__(self, client: "AsyncClient", description: "pb.Description", kwargs: bytes) -> None:
         self.client, self.description, self.kwargs = client, description, kwargs
         self.is_deterministic = bool(json.loads(description.metadata).get("deterministic", True))
-        self.key, self.episode, self.is_open = b"", 0, False
+        self.key, self.episode, self.is_open = os.urandom(16), 0, False
         self.actions: list[bytes] = []
         self.digests: list[bytes] = []
         self.seed, self.options, self.task_id = 0, b"", ""
@@ -93,7 +93,7 @@ class ClientSession:
     def copy(self, client: "AsyncClient") -> "ClientSession":
         """A second session in the same state, of `client`, which replays the episode when it is first used."""
         other = copy.copy(self)
-        other.client, other.key, other.connection, other.is_alive = client, b"", None, False
+        other.client, other.key, other.connection, other.is_alive = client, os.urandom(16), None, False
         other.actions, other.digests = [*self.actions], [*self.digests]
         return other
 
@@ -146,13 +146,9 @@ class ClientSession:
         return self.accept(data, outcome) or await self.finish(data, outcome, deadline)
 
     async def close(self) -> None:
-        """Close the session."""
-        self.release()
-
-    def release(self) -> None:
         """Close the session; its server is notified in the background."""
-        self.is_open = False
-        connection, self.connection = self.connection, None
+        connection, self.is_open = self.connection, False
+        self._go_to(None)
         if connection is not None and self.is_alive:
             self.is_alive = False
             self.client.notify_close(connection, self.key)
@@ -258,7 +254,8 @@ class ClientSession:
         elif error.code == pb.CODE_UNSPECIFIED:  # no error: the reply was garbled, and the server has kept it
             await asyncio.sleep(_GARBLED)
         elif self.digests and error.code in (pb.UNKNOWN_SESSION, pb.BAD_SEQ):  # the episode is not there: replay it
-            self.is_alive, self.connection = False, None
+            self.is_alive = False
+            self._go_to(None)
         elif error.code in _REASONS:
             raise _EpisodeEnded(_REASONS[error.code], error.message)
         elif error.code == pb.BAD_REQUEST:
@@ -273,9 +270,8 @@ class ClientSession:
             return connection
         if self.digests and not self.is_deterministic:
             return await self._own_server()
-        if not self.key:
-            self.key = await self.client.servers.draw()
-        connection = self.connection = await self.client.servers.pick(self.key, self.tried)
+        connection = await self.client.servers.pick(connection, self.tried)
+        self._go_to(connection)
         self.is_alive, self.worker = not self.digests, connection.worker
         if self.is_alive:  # a reset: there is nothing to bring back
             return connection
@@ -308,6 +304,13 @@ class ClientSession:
             raise _EpisodeEnded("env_lost", f"{connection.trouble}; it cannot be replayed") from None
         self.is_alive = True
         return connection
+
+    def _go_to(self, connection: Connection | None) -> None:
+        if self.connection is not None:
+            self.connection.sessions.discard(self)
+        if connection is not None:
+            connection.sessions.add(self)
+        self.connection = connection
 
     def _end(self, reason: str, why: str) -> StepTuple:
         """The last step of an episode that does not go on: the action's failure, or a failure of ours."""
@@ -366,7 +369,7 @@ class AsyncClient:
             async with asyncio.timeout(self.access.step_timeout):
                 while key not in self._descriptions:
                     with contextlib.suppress(ConnectionLost):
-                        connection = await self.servers.pick(os.urandom(16))
+                        connection = await self.servers.pick()
                         answer = await connection.ask("Describe", pb.DescribeItem(env_id=env_id, kwargs=key[1]))
                         if answer.HasField("error"):
                             raise gymnasium.error.Error(answer.error.message)
@@ -403,10 +406,9 @@ class AsyncClient:
 
     def notify_close(self, connection: Connection, key: bytes) -> None:
         """Tell a session's server that it is closed; if that fails, the server sweeps the idle session itself."""
-        with contextlib.suppress(ConnectionLost):
-            closing = connection.send("Close", key)
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+        closing = connection.send("Close", key)
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
 
 def _encode_json(value: dict[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +144,7 @@ class Connection:
         was_reached: It has answered a call at some time.
         trouble: Why the newest call failed, or "".
         worker: Names the server's process, which tells a restarted worker from its predecessor.
+        sessions: Those that are there.
     """
 
     def __init__(self, address: str, host: str | None, access: Access) -> None:
@@ -151,6 +152,7 @@ class Connection:
         self.is_blocked = self.was_reached = False
         self.trouble, self.worker = "", address.encode()
         self._suspects = asyncio.Lock()  # one at a time, so that the next loss shows which item is the cause
+        self.sessions: weakref.WeakSet[Any] = weakref.WeakSet()
         self._host, self._access = host, access
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="mrlm-call")
@@ -168,12 +170,7 @@ class Connection:
             method: "Reset", "Step" or another of the service.
             item: The item's message.
             again: The item was answered "still running": its call may take long, and must hold up no others.
-
-        Raises:
-            ConnectionLost: If the server is blocked.
         """
-        if self.is_blocked:
-            raise ConnectionLost(self.trouble)
         return self._queues[method, again].add(item)
 
     async def ask(self, method: str, item: Any, *, is_suspect: bool = False) -> Any:
@@ -196,9 +193,11 @@ class Connection:
         """One call of the service.
 
         Raises:
-            ConnectionLost: If there is no answer.
+            ConnectionLost: If there is no answer, or the server is blocked.
             RemoteError: If the server refuses the call.
         """
+        if self.is_blocked:
+            raise ConnectionLost(self.trouble)
         request, reply = CALLS[method]
         message = request(sessions=items) if method == "Close" else request(items=items)
         if method in ("Reset", "Step"):
@@ -251,12 +250,10 @@ class Connection:
         return await self._loop.run_in_executor(self._threads, call)
 
     def _block(self) -> None:
-        """Avoid the server until it is healthy; what has not been sent to it yet goes elsewhere at once."""
+        """Avoid the server until it is healthy."""
         if not self.is_blocked:
             self.is_blocked = True
             self._recovery = self._loop.create_task(self._recover())
-        for queue in self._queues.values():
-            queue.fail(ConnectionLost(self.trouble))
 
     async def _recover(self) -> None:
         wait, longest = _BACKOFF
@@ -306,10 +303,6 @@ class _Queue:
             self._loop.call_soon(self._flush)
         return future
 
-    def fail(self, error: Exception) -> None:
-        _settle(self._items, [error] * len(self._items))
-        self._items.clear()
-
     def _flush(self) -> None:
         while self._items and len(self._calls) < _CALLS:
             batch: list[tuple[Any, asyncio.Future[Any]]] = []
@@ -336,19 +329,14 @@ class _Queue:
             results = await self._connection.call(self._method, [item for item, _ in batch])
         except Exception as error:
             results = [error] * len(batch)
-        _settle(batch, results)
-
-
-def _settle(items: "Iterable[tuple[Any, asyncio.Future[Any]]]", results: Sequence[Any]) -> None:
-    """Give each item that is still waited for its result, or what went wrong."""
-    for (_, future), result in zip(items, results):
-        if future.done():
-            continue
-        if isinstance(result, Exception):
-            future.set_exception(result)
-            future.exception()  # whoever waited may have gone
-        else:
-            future.set_result(result)
+        for (_, future), result in zip(batch, results):
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+                future.exception()  # whoever waited may have gone
+            else:
+                future.set_result(result)
 
 
 async def pause(error: "pb.Error") -> None:

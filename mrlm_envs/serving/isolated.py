@@ -81,14 +81,6 @@ class IsolatedEnv(gymnasium.Env[str, str]):
         return value
 
 
-def _make(id: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-    """The environment, and what the parent has to know of it."""
-    env = gymnasium.make(id, disable_env_checker=True, **kwargs)
-    inner, observation, action = env.unwrapped, env.observation_space, env.action_space
-    lengths = {"observation_length": observation.max_length, "action_length": action.max_length}  # pyright: ignore[reportAttributeAccessIssue]
-    return env, {"metadata": inner.metadata, "num_tasks": getattr(inner, "num_tasks", None), **lengths}
-
-
 def _serve(pipe: Connection) -> None:
     """The child's side: do what the parent asks until the pipe closes."""
     die_with_parent()
@@ -99,7 +91,10 @@ def _serve(pipe: Connection) -> None:
         try:
             method, arguments = json.loads(pipe.recv_bytes())
             if method == "make":
-                env, value = _make(**arguments)
+                env = gymnasium.make(disable_env_checker=True, **arguments)
+                inner, observation, action = env.unwrapped, env.observation_space, env.action_space
+                value = {"metadata": inner.metadata, "num_tasks": getattr(inner, "num_tasks", None)}
+                value |= {"observation_length": observation.max_length, "action_length": action.max_length}
             else:
                 value = getattr(env, method)(**arguments)
             answer = "ok", plain(value)

@@ -4,34 +4,30 @@ Ray starts a lost actor again; it then listens where its predecessor did, and cl
 another. Needs `pip install ray`; nothing here is imported without `--ray`.
 """
 
-import asyncio
 import importlib
 import signal
 import sys
 import threading
 from typing import Any
 
+from mrlm_envs.background import run
 from mrlm_envs.serving.server import Server
 from mrlm_envs.serving.settings import Refused, Settings, words
 
 ray: Any = importlib.import_module("ray")  # type checkers would take `import ray` for this file
 
 
+async def _started(settings: Settings) -> Server:
+    server = Server(settings)
+    await server.start()
+    return server
+
+
 class _Actor:
     """One server in an actor's process."""
 
     def __init__(self, settings: Settings) -> None:
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self._server: Server = self._run(self._start(settings))
-
-    async def _start(self, settings: Settings) -> Server:
-        server = Server(settings)
-        await server.start()
-        return server
-
-    def _run(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        self._server: Server = run(_started(settings))
 
     def address(self) -> str:
         """`host:port`, with the address of the actor's node."""
@@ -40,7 +36,7 @@ class _Actor:
 
     def stop(self) -> None:
         """Drain."""
-        self._run(self._server.stop())
+        run(self._server.stop())
 
 
 def start(settings: Settings, count: int, **options: Any) -> list[Any]:

@@ -14,14 +14,15 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Text
 
+from mrlm_envs.background import run, spawn
 from mrlm_envs.core import TextEnv, clean
 from mrlm_envs.serving.client import AsyncClient, ClientSession, Info, StepTuple
 from mrlm_envs.serving.connection import Access
@@ -29,7 +30,6 @@ from mrlm_envs.serving.server_pool import split_addresses
 from mrlm_envs.spaces import Unicode
 from mrlm_envs.vector import TextVectorEnv
 
-T = TypeVar("T")
 _ACCESS = {field.name for field in fields(Access)}
 
 
@@ -62,7 +62,7 @@ class RemoteEnv(gymnasium.Env[str, str]):
         access = Access(**{name: kwargs.pop(name) for name in _ACCESS if name in kwargs})
         self._address = split_addresses(address), access
         self._lock = threading.Lock()
-        self._hold(_run(_current().client(*self._address).session(env_id, **kwargs)))
+        self._hold(run(_client(*self._address).session(env_id, **kwargs)))
         about = self._session.description
         self.metadata = {**json.loads(about.metadata), "render_modes": ["ansi"], "expert": None}  # pyright: ignore[reportAttributeAccessIssue]
         self.num_tasks = about.num_tasks if about.HasField("num_tasks") else None
@@ -98,7 +98,7 @@ class RemoteEnv(gymnasium.Env[str, str]):
         """
         session = self._own()
         with self._lock:
-            return self._began(*_run(session.reset(seed=self._draw(seed), options=options)))
+            return self._began(*run(session.reset(seed=self._draw(seed), options=options)))
 
     def step(self, action: str) -> StepTuple:
         """Take one turn; it is taken once, whatever is lost on the way.
@@ -109,7 +109,7 @@ class RemoteEnv(gymnasium.Env[str, str]):
         """
         session = self._own()
         with self._lock:
-            return self._acted(action, _run(session.step(action)))
+            return self._acted(action, run(session.step(action)))
 
     render: Any = TextEnv.render  # over the same attributes
 
@@ -119,16 +119,16 @@ class RemoteEnv(gymnasium.Env[str, str]):
 
     def _hold(self, session: ClientSession) -> None:
         """Make `session` this environment's, to be closed with it."""
-        self._session, self._background = session, _current()
-        self._finalizer = weakref.finalize(self, _release, session, self._background)
+        self._session, self._pid = session, os.getpid()
+        self._finalizer = weakref.finalize(self, _release, session, self._pid)
         self._finalizer.atexit = False
 
     def _own(self) -> ClientSession:
         """The session; after a fork, a copy of it that belongs to the child's client."""
-        if self._background is not _background:
+        if self._pid != os.getpid():
             self._lock = threading.Lock()  # another thread of the parent's may hold the inherited one
             self._finalizer.detach()
-            self._hold(self._session.copy(_current().client(*self._address)))
+            self._hold(self._session.copy(_client(*self._address)))
         return self._session
 
     def _draw(self, seed: int | None) -> int:
@@ -172,7 +172,7 @@ class RemoteVectorEnv(TextVectorEnv):
             calls = (session.reset(seed=seed, options=options) for session, seed in drawn)
             return await asyncio.gather(*calls, return_exceptions=True)
 
-        results = _run(reset_all()) if members else []
+        results = run(reset_all()) if members else []
         for result in results:
             if isinstance(result, BaseException):
                 raise result
@@ -183,64 +183,31 @@ class RemoteVectorEnv(TextVectorEnv):
         if not members:
             return []
         sessions = [member._own() for member in members]
-        results = _run(sessions[0].client.step_many(sessions, actions))
+        results = run(sessions[0].client.step_many(sessions, actions))
         return [member._acted(action, result) for member, action, result in zip(members, actions, results)]
 
 
-class _Background:
-    """The process's client loop, on a thread of its own."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.clients: dict[tuple[tuple[str, ...], Access], AsyncClient] = {}
-        threading.Thread(target=self.loop.run_forever, daemon=True, name="mrlm-client").start()
-
-    def client(self, addresses: tuple[str, ...], access: Access) -> AsyncClient:
-        """The one client of these servers."""
-        key = addresses, access
-        return self.clients.get(key) or self.clients.setdefault(key, AsyncClient(addresses, **asdict(access)))
-
-    def close(self) -> None:
-        if self is _background:  # not in a child
-            for client in self.clients.values():
-                with contextlib.suppress(TimeoutError):
-                    asyncio.run_coroutine_threadsafe(client.close(), self.loop).result(2.0)
-            self.loop.call_soon_threadsafe(self.loop.stop)
+_clients: dict[tuple[tuple[str, ...], Access], AsyncClient] = {}  # of this process, one for the same servers
+os.register_at_fork(after_in_child=_clients.clear)
 
 
-_background: _Background | None = None
-_background_lock = threading.Lock()
+def _client(addresses: tuple[str, ...], access: Access) -> AsyncClient:
+    """The one client of these servers."""
+    key = addresses, access
+    return _clients.get(key) or _clients.setdefault(key, AsyncClient(addresses, **asdict(access)))
 
 
-def _current() -> _Background:
-    global _background
-    with _background_lock:
-        if _background is None:
-            _background = _Background()
-            # Unlike `atexit`, before the threads of executors are joined: a call to a frozen server would hold them up.
-            threading._register_atexit(_background.close)  # pyright: ignore[reportAttributeAccessIssue]
-        return _background
+def _close_clients() -> None:
+    for client in _clients.values():
+        with contextlib.suppress(TimeoutError):
+            run(client.close(), 2.0)
 
 
-def _after_fork_in_child() -> None:
-    global _background, _background_lock
-    _background, _background_lock = None, threading.Lock()
+# Unlike `atexit`, before the threads of executors are joined: a call to a frozen server would hold them up.
+threading._register_atexit(_close_clients)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run on the background loop; an interrupt cancels it."""
-    future = asyncio.run_coroutine_threadsafe(coroutine, _current().loop)
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
-
-
-def _release(session: ClientSession, background: _Background) -> None:
-    """Close a session of this process, on its loop."""
-    if background is _background and background.loop.is_running():
-        background.loop.call_soon_threadsafe(session.release)
+def _release(session: ClientSession, pid: int) -> None:
+    """Close a session, unless it was the parent's."""
+    if pid == os.getpid():
+        spawn(session.close())

@@ -1,8 +1,7 @@
-"""Which server a session goes to: the addresses behind a name, and each session's own order of them."""
+"""Which server a session goes to: the addresses behind a name, and the one with the fewest sessions."""
 
 import asyncio
-import hashlib
-import os
+import random
 import socket
 import time
 from collections.abc import Collection, Sequence
@@ -12,7 +11,8 @@ from mrlm_envs.serving.connection import Access, Connection
 _RESOLVE = 30.0  # seconds between look-ups of a dns:/// address
 _UNRESOLVED = 1.0  # the same, while no server can be reached
 _POLL = 0.02  # seconds between looks for a server that has recovered
-_DRAWS = 16  # servers up to which session ids are drawn so that sessions spread evenly
+
+_lots = random.Random()  # of our own: the process's may be seeded, and is not ours to use
 
 
 class NoServer(Exception):
@@ -29,16 +29,15 @@ class ServerPool:
 
     def __init__(self, addresses: Sequence[str], access: Access) -> None:
         self.addresses, self._access = addresses, access
-        self._drawn = 0
         self._by_address: dict[str, Connection] = {}
         self._connections: list[Connection] = []
         self._resolved_at = float("-inf")
 
-    async def pick(self, key: bytes, tried: Collection[str] = ()) -> Connection:
-        """The first server in the key's own order that is not blocked; waits while all are.
+    async def pick(self, current: Connection | None = None, tried: Collection[str] = ()) -> Connection:
+        """The server with the fewest sessions of ours, among those that are not blocked; waits while all are.
 
         Args:
-            key: A session's key.
+            current: Where the session is: it stays, unless that makes its server's sessions more even.
             tried: Addresses to avoid as long as there are others.
 
         Raises:
@@ -49,22 +48,14 @@ class ServerPool:
             await self._resolve()
             free = [one for one in self._connections if not one.is_blocked]
             if free:
-                return _favourite(key, [one for one in free if one.address not in tried] or free)
+                free = [one for one in free if one.address not in tried] or free
+                best = min(free, key=lambda one: (len(one.sessions), _lots.random()))
+                is_fair = current is not None and len(current.sessions) <= len(best.sessions) + 1
+                return current if current in free and is_fair else best
             was_reached = any(one.was_reached for one in self._by_address.values())
             if not was_reached and time.monotonic() > end:
                 raise NoServer(self.trouble)
             await asyncio.sleep(_POLL)
-
-    async def draw(self) -> bytes:
-        """A new session id; in a small pool, every server in turn is the first choice of one."""
-        await self._resolve()
-        connections, key = self._connections, os.urandom(16)
-        if 0 < len(connections) <= _DRAWS:
-            target = connections[self._drawn % len(connections)]
-            self._drawn += 1
-            while _favourite(key, connections) is not target:
-                key = os.urandom(16)
-        return key
 
     @property
     def trouble(self) -> str:
@@ -122,10 +113,3 @@ def split_addresses(address: str | Sequence[str]) -> tuple[str, ...]:
     if not addresses:
         raise ValueError("address is empty; name a server as host:port")
     return addresses
-
-
-def _favourite(key: bytes, connections: Sequence[Connection]) -> Connection:
-    """Rendezvous hashing: every key has its own order of all addresses, which a lost address does not change."""
-    if len(connections) == 1:
-        return connections[0]
-    return max(connections, key=lambda one: hashlib.blake2b(key + one.address.encode(), digest_size=8).digest())
