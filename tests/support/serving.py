@@ -109,7 +109,7 @@ class Running:
         await server.start()
         return server
 
-    def run(self, coroutine: Any, timeout: float = 20.0) -> Any:
+    def run(self, coroutine: Any, timeout: float = 60.0) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
 
     def stop(self, grace: float = 0.0) -> None:
@@ -117,7 +117,7 @@ class Running:
             return
         self.run(self.server.stop(grace))
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(5)
+        self.thread.join(30)
 
 
 @contextlib.contextmanager
@@ -237,7 +237,7 @@ def code(result: Any) -> str:
     return pb.Code.Name(result.error.code) if result.HasField("error") else ""
 
 
-def wait_for(what: Any, seconds: float = 10.0) -> None:
+def wait_for(what: Any, seconds: float = 60.0) -> None:
     """Wait until `what()` is true."""
     end = time.monotonic() + seconds
     while not what():

@@ -124,7 +124,7 @@ def test_metrics_count_sessions_steps_latency_errors_and_queue():
         for seq in (1, 2, 3):
             raw.step(session, seq)
         raw.step(session, 9)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
             text = answer.read().decode()
         raw.close()
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
@@ -133,7 +133,7 @@ def test_metrics_count_sessions_steps_latency_errors_and_queue():
     assert float(values['mrlm_errors_total{code="BAD_SEQ"}']) == 1
     assert float(values['mrlm_step_seconds_count{env="tests/Probe-v0"}']) == 3
     assert float(values['mrlm_step_seconds_bucket{env="tests/Probe-v0",le="+Inf"}']) == 3
-    assert 0 < float(values['mrlm_step_seconds_sum{env="tests/Probe-v0"}']) < 1
+    assert 0 < float(values['mrlm_step_seconds_sum{env="tests/Probe-v0"}']) < 5
 
 
 def test_metrics_count_resets_refusals_waits_tenants_and_memory():
@@ -145,7 +145,7 @@ def test_metrics_count_resets_refusals_waits_tenants_and_memory():
             raw.close()
         with pytest.raises(grpc.RpcError):
             Raw(server.address, "three").reset(os.urandom(16))
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
             text = answer.read().decode()
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert float(values["mrlm_tenants"]) == 2 and float(values['mrlm_resets_total{env="tests/Probe-v0"}']) == 2
@@ -167,7 +167,7 @@ def test_the_dashboard_shows_metrics_that_exist():
     with running(PROBE, metrics_port=port) as server:
         raw, session = Raw(server.address), os.urandom(16)
         raw.reset(session), raw.step(session, 1), raw.step(session, 9)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
             text = answer.read().decode()
         raw.close()
     told = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
@@ -182,7 +182,7 @@ def test_every_log_line_is_one_json_object_with_session_and_task():
         assert code(raw.step(session, 1, "raise ouch\nand more")) == "ENV_FAILED"
         stub = raw.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
         with pytest.raises(grpc.RpcError):
-            list(stub(iter([b"\xff" * 30]), timeout=5))
+            list(stub(iter([b"\xff" * 30]), timeout=30))
         assert not code(raw.reset(session, episode=2)), "garbage for the reflection service costs nothing"
         raw.close()
         server.process.send_signal(signal.SIGTERM)
