@@ -6,6 +6,7 @@ asyncio one does not survive a fork of its process, even where the child never t
 
 import asyncio
 import contextlib
+import glob
 import os
 import random
 import re
@@ -346,10 +347,22 @@ async def pause(error: "pb.Error") -> None:
 
 
 def _before_fork() -> None:
-    """End all gRPC calls before the process forks; otherwise gRPC hangs in the child."""
+    """End all gRPC calls, and gRPC, before the process forks; otherwise gRPC hangs in the child, or in the fork."""
     _fork_lock.acquire()
     for connection in list(_connections):
         connection.close(patience=1.0)
+    end = time.monotonic() + 1.0
+    while _is_grpc_ending() and time.monotonic() < end:
+        time.sleep(0.001)
+
+
+def _is_grpc_ending() -> bool:
+    """The thread in which gRPC ends, after its last channel, still runs: its own fork handler waits for it for ever."""
+    for name in glob.glob("/proc/self/task/*/comm"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            if Path(name).read_text().strip() == "grpc_shutdown":
+                return True
+    return False
 
 
 def _after_in_child() -> None:
