@@ -397,7 +397,7 @@ class AsyncClient:
         encoded, deadline = [session.encode(action) for session, action in zip(sessions, actions)], self.deadline()
         sent = [session.send(action) for session, action in zip(sessions, encoded)]
         outcomes = await asyncio.gather(*sent, return_exceptions=True)
-        results: list[Any] = [one.accept(*given) for one, *given in zip(sessions, encoded, outcomes)]
+        results: list[Any] = [one.accept(data, given) for one, data, given in zip(sessions, encoded, outcomes)]
         late = [index for index, result in enumerate(results) if result is None]
         endings = (sessions[index].finish(encoded[index], outcomes[index], deadline) for index in late)
         for index, result in zip(late, await asyncio.gather(*endings)):

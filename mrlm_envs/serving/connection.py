@@ -31,6 +31,7 @@ _PATIENCE = 0.01  # seconds; batches that take longer (slow steps) do not hold u
 _ITEMS = 1024
 _THREADS = 512  # calls under way at once, as many as a server takes; slow steps wait in theirs
 _BYTES = 1 << 20
+_LAST_CALLS = 1.0  # seconds that gRPC gets to end before a fork; others in the process may use it too
 _PROBE = 1.0  # seconds that a lost server has to answer a health check
 _BACKOFF = 0.25, 8.0  # seconds before the first health check of a lost server, doubled up to the second number
 _SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse(status=SERVING)
@@ -80,6 +81,10 @@ class ConnectionLost(Exception):
 
 class RemoteError(gymnasium.error.Error):
     """The server refused the call, and would again: a wrong token, another protocol."""
+
+
+class _CallFailed(Exception):
+    """A call failed; with gRPC's status and details."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,6 @@ class Connection:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="mrlm-call")
         self._channel: grpc.Channel | None = None
         self._is_closed = False
-        self._calls: set[object] = set()  # under way
         self._recovery: asyncio.Task[None] | None = None
         self._queues = {(method, again): _Queue(self, method) for method in CALLS for again in (False, True)}
         _connections.add(self)
@@ -206,8 +210,8 @@ class Connection:
         path, timeout = f"/{SERVICE}/{method}", self._access.call_timeout
         try:
             answer = await self._call(path, message, timeout, request.SerializeToString, reply.FromString)
-        except grpc.RpcError as error:
-            return [self._failure(error)] * len(items)
+        except _CallFailed as error:
+            return [self._failure(*error.args)] * len(items)
         self.was_reached, self.trouble = True, ""
         if method == "Reset":
             self.worker = answer.worker or self.worker
@@ -215,9 +219,8 @@ class Connection:
             raise RemoteError(f"{self.address}: {len(items)} items got {len(answer.results)} results")
         return answer.results
 
-    def _failure(self, error: Any) -> "pb.Result":
+    def _failure(self, status: str, details: str) -> "pb.Result":
         """What a failed call means for its items: try again later, or an exception."""
-        status, details = error.code().name, error.details() or ""
         text = f"{self.address}: {status}: {details}"
         if status == "RESOURCE_EXHAUSTED" and "larger than max" not in text:
             return pb.Result(error=pb.Error(code=pb.OVERLOADED, message=text, retry_after_ms=100))
@@ -234,17 +237,18 @@ class Connection:
         """Make a blocking call on a thread: a call's own future costs two thread switches more."""
 
         def call() -> Any:
-            token = object()
             with _fork_lock:
                 self._channel = self._channel or self._access.channel(self.address, self._host)
                 method = self._channel.unary_unary(path, serialize, deserialize)
-                self._calls.add(token)
             try:
                 return method(request, timeout, self._access.metadata)
-            except ValueError as error:  # the channel was closed a moment ago, because the process forks
-                raise ConnectionLost(str(error)) from None
+            except grpc.RpcError as error:
+                status, details = error.code().name, error.details() or ""  # pyright: ignore[reportAttributeAccessIssue]
+            except ValueError as error:  # the channel was closed a moment ago
+                status, details = "CANCELLED", str(error)
             finally:
-                self._calls.discard(token)
+                del method  # gRPC's own exception would keep the channel, and gRPC, alive across a fork
+            raise _CallFailed(status, details)
 
         if self._is_closed:
             raise RemoteError(f"{self.address}: the client is closed")
@@ -264,20 +268,19 @@ class Connection:
             try:
                 answer = await self._call("/grpc.health.v1.Health/Check", b"", _PROBE, None, None)
                 self.is_blocked = answer != _SERVING
-            except grpc.RpcError as error:
-                self.is_blocked = error.code() is not grpc.StatusCode.UNIMPLEMENTED  # pyright: ignore[reportAttributeAccessIssue]
-            except ConnectionLost:  # cut by a fork
-                continue
+            except _CallFailed as error:
+                self.is_blocked = error.args[0] != "UNIMPLEMENTED"
 
-    def close(self, patience: float = 0.0) -> None:
-        """Close the channel; calls under way end as lost. On any thread; the next call opens it again."""
+    def close(self) -> bool:
+        """Close the channel, and say whether it was open; calls under way end as lost, and the next one opens it again.
+
+        On any thread.
+        """
         with _fork_lock:
             channel, self._channel = self._channel, None
-            if channel is not None:
-                channel.close()
-                end = time.monotonic() + patience
-                while self._calls and time.monotonic() < end:
-                    time.sleep(0.001)
+        if channel is not None:
+            channel.close()
+        return channel is not None
 
     def close_for_good(self) -> None:
         """Close the channel, and take no more calls."""
@@ -347,20 +350,19 @@ async def pause(error: "pb.Error") -> None:
 
 
 def _before_fork() -> None:
-    """End all gRPC calls, and gRPC, before the process forks; otherwise gRPC hangs in the child, or in the fork."""
+    """End all calls, and gRPC, before the process forks; otherwise gRPC hangs in its fork handler, or in the child."""
     _fork_lock.acquire()
-    for connection in list(_connections):
-        connection.close(patience=1.0)
-    end = time.monotonic() + 1.0
-    while _is_grpc_ending() and time.monotonic() < end:
-        time.sleep(0.001)
+    if any([connection.close() for connection in list(_connections)]):
+        end = time.monotonic() + _LAST_CALLS
+        while _is_grpc_running() and time.monotonic() < end:
+            time.sleep(0.001)
 
 
-def _is_grpc_ending() -> bool:
-    """The thread in which gRPC ends, after its last channel, still runs: its own fork handler waits for it for ever."""
+def _is_grpc_running() -> bool:
+    """gRPC has threads; it ends them after the last channel (Linux; elsewhere this is not known)."""
     for name in glob.glob("/proc/self/task/*/comm"):
         with contextlib.suppress(OSError):  # the thread has ended
-            if Path(name).read_text().strip() == "grpc_shutdown":
+            if Path(name).read_text().startswith("grpc_"):
                 return True
     return False
 
