@@ -212,5 +212,5 @@ def test_the_environment_keeps_the_contract():
 
     with ChatServer(reply) as server:
         skipped = check_text_env(make(server, max_turns=3), episodes=2)
-    assert set(skipped) == {"reproducible", "expert", "split"}
+    assert set(skipped) == {"reproducible", "interleaved", "expert", "split"}
     assert mrlm_envs.ENVIRONMENTS["llm"][0] == "mrlm/LLM-v0"
