@@ -112,8 +112,7 @@ class _Session(Episode):
             case "step", {"message": str()} if self.is_over:
                 return _error("SESSION_ERROR", "no episode is open on this connection; send reset first")
             case "step", {"message": str(action)}:
-                text, reward, terminated, truncated, info = self.step(action)
-                return _observation(text, reward, terminated or truncated, truncated, info)
+                return _observation(*self.step(action))
             case "step", _:  # also before a reset: AgileRL probes with one and tolerates this error alone
                 return _error("VALIDATION_ERROR", "an action is {'message': text}")
             case "state", _:
@@ -124,13 +123,13 @@ class _Session(Episode):
         return _error("UNKNOWN_TYPE", f"unknown type {kind!r}; known: reset, step, state, close")
 
 
-def _observation(text: str, reward: float | None, done: bool, truncated: bool, info: dict[str, Any]) -> dict[str, Any]:
+def _observation(text: str, reward: float | None, terminated: bool, truncated: bool, info: Options) -> dict[str, Any]:
     tools = {"tools": info["tools"]} if info.get("tools") else {}
     observation = {"prompt": text, "role": info.get("role", "user"), "truncated": truncated, **tools}
     metadata = {name: value for name, value in info.items() if name not in ("role", "tools", "system")}
     if info.get("system"):
         metadata["system_prompt"] = info["system"]
-    data = {"observation": observation, "reward": reward, "done": done, "metadata": metadata}
+    data = {"observation": observation, "reward": reward, "done": terminated or truncated, "metadata": metadata}
     return {"type": "observation", "data": data}
 
 
