@@ -212,12 +212,12 @@ def _check_expert(subject: Subject) -> None:
 
 def _check_floor(subject: Subject) -> None:
     rewards.floor(subject)
-    for name in (*rewards.BLIND, "random words"):
+    for name in ("silence", "echo", "a prompt injection", "random words"):
         played = subject.lazy[name]
-        solved = sum(done.ended["success"] for done in played) * (name in rewards.BLIND)
-        assert not solved, f"a policy that says nothing of the task ({name}) solves {solved} of {len(played)} episodes"
         is_worse = not subject.solved or rewards.mean(played) < rewards.mean(subject.solved)
         assert is_worse, f"the policy {name} earns as much as the expert"
+        solved = sum(done.ended["success"] for done in played)
+        assert name == "random words" or not solved, f"the policy {name} solves {solved} of {len(played)} episodes"
 
 
 def _check_split(subject: Subject) -> None:
