@@ -161,11 +161,7 @@ def multiplication(draw: Draw, difficulty: int) -> Problem:
         a, b = b, a
     small, large = (a, b) if a < b else (b, a)
     whole, split = (small, large) if small < 10 else (large, small)
-    parts, unit = [], 1
-    while split:
-        if digit := split % 10 * unit:
-            parts.append(digit)
-        split, unit = split // 10, unit * 10
+    parts = [int(digit) * 10**i for i, digit in enumerate(reversed(str(split))) if digit != "0"]
     steps = [f"{whole} * {part} = {whole * part}" for part in parts]
     if len(parts) > 1:
         steps.append(f"{' + '.join([str(whole * part) for part in parts])} = {a * b}")
@@ -211,10 +207,7 @@ def arithmetic(draw: Draw, difficulty: int) -> Problem:
             text, value = f"({a} {'+' if shape == 4 else '-'} {b}) * {c}", inner * c
             key = f"({min(a, b)}+{max(a, b)})*{c}" if shape == 4 else f"({a}-{b})*{c}"
             steps.append(f"{text[1 : text.index(')')]} = {inner}")
-            if inner < 0:
-                steps.append(f"({inner}) * {c} = {value}")
-            else:
-                steps.append(f"{inner} * {c} = {value}")
+            steps.append(f"{bracket(inner)} * {c} = {value}")
         if 0 <= shape <= 3:
             steps.append(f"{text} = {value}")
         minus = i > 0 and draw.below(2) == 1 and (difficulty > 3 or total >= value)

@@ -16,7 +16,6 @@ A row is a small program, which `read_table` compiles to a Python function at im
   it, is the answer. A line with braces is a template of its own, and a line that starts with `*` a list of steps.
 """
 
-import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,11 +35,7 @@ _NAME = re.compile(r"[A-Za-z]\w*")
 def drawn(kind: str, case: Case) -> Problem:
     """The problem of a row."""
     key, question, answer, steps = case
-    return Problem(question, f"{answer}", functools.partial(_written, steps, answer), f"{kind}:{key}", kind)
-
-
-def _written(steps: Callable[[], Sequence[str]], answer: object) -> str:
-    return "\n".join((*steps(), f"\\boxed{{{answer}}}"))
+    return Problem(question, f"{answer}", lambda: "\n".join((*steps(), f"\\boxed{{{answer}}}")), f"{kind}:{key}", kind)
 
 
 def read_table(name: str, words: Mapping[str, Sequence[Any]], *functions: Callable[..., Any]) -> list[Rows]:

@@ -10,6 +10,7 @@ _PER_PAGE = 10
 _MAX_PRODUCTS = 20_000  # of a catalogue whose products are all scored for `cost_to_go`
 FULL = 1 - 1e-9  # a full score, up to rounding
 SEARCH, PREVIOUS, NEXT, BUY = "back to search", "< prev", "next >", "buy now"
+_BUTTONS = (SEARCH, PREVIOUS, NEXT, "description", "features", BUY)
 
 
 class Visit:
@@ -91,23 +92,20 @@ class Visit:
             return f"You bought {self.product.title}. Score: {self.score:.2f} of 1."
         if self.product is None and not self.query:
             return "Page: search. Action: search[words]."
-        lines: list[str]
         if self.product is None:
             pages = max(1, -(-len(self.results) // _PER_PAGE))
             lines = [f"Page {self.page + 1} of {pages}, {len(self.results)} results."]
             lines += [f"[{product.asin.lower()}] {product.title}, ${product.price:.2f}" for product in self.shown()]
-            others = [name for name in self.clickable() if name in (SEARCH, PREVIOUS, NEXT)]
         elif self.tab:
             lines = [self.product.description] if self.tab == "description" else list(self.product.features)
-            others = self.clickable()
         else:
             price, rating = f"${self.product.price:.2f}", self.product.rating or "N.A."
             lines = [self.product.title, f"Price: {price}", f"Rating: {rating}"]
             for name, values in self.product.options.items():
                 mark = f" (chosen: {self.chosen[name]})" if name in self.chosen else ""
                 lines.append(f"{name}: {', '.join(f'[{value}]' for value in values)}{mark}")
-            others = self.clickable()[:5]
-        return "\n".join([*lines, "Click: " + ", ".join(f"[{name}]" for name in others)])
+        buttons = [name for name in self.clickable() if name in _BUTTONS]
+        return "\n".join([*lines, "Click: " + ", ".join(f"[{name}]" for name in buttons)])
 
     def title(self) -> str:
         """The goal's title as a query, without characters that end an action."""

@@ -199,11 +199,6 @@ def _round(value: Number, digits: Number = 0) -> Number:
     return rounded if value >= 0 else -rounded
 
 
-def comb(n: Number, k: Number) -> int:
-    """In how many ways k of n can be chosen."""
-    return math.comb(_whole(n), _whole(k))
-
-
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sqrt": _sqrt,
     "abs": abs,
@@ -213,7 +208,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "gcd": lambda *values: math.gcd(*map(_integer, values)),
     "lcm": lambda *values: math.lcm(*map(_integer, values)),
     "factorial": lambda n: math.factorial(_whole(n)),
-    "comb": comb,
+    "comb": lambda n, k: math.comb(_whole(n), _whole(k)),
     "ln": math.log,
 }
 for _name in ("floor", "ceil", "exp", "log", "log2", "log10", "sin", "cos", "tan", "asin", "acos", "atan"):
