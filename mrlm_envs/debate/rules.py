@@ -35,7 +35,7 @@ is to count.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import lru_cache
 
 from mrlm_envs.debate.equations import contradicts, false_equations
 from mrlm_envs.debate.scoring import Round, Verdict
@@ -56,21 +56,13 @@ _CITED = re.compile(r"\[\s*([A-Za-z]{1,8}\d{1,4})\s*\]")
 _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)?|[-+*/=]")
 
 
-@cache
-def _words(kind: str) -> frozenset[str]:
-    """The "small" words that a list of keywords lacks, or those of "denial"."""
-    return frozenset(packaged(__file__, "rules.yaml")[kind].split())
-
-
-@lru_cache(maxsize=2)
-def _concession(side: str) -> re.Pattern[str]:
-    """What a side says when it gives up: over lower-case words with one blank between them."""
-    position = "against" if side == "pro" else "for"
-    return re.compile(
-        "|".join(packaged(__file__, "rules.yaml")["concessions"])
-        .replace("OTHER", other(side))
-        .replace("POSITION", position)
-    )
+_FILE = packaged(__file__, "rules.yaml")
+_SMALL = frozenset(_FILE["small"].split())  # words that a list of keywords lacks
+_DENIAL = frozenset(_FILE["denial"].split())
+_CONCESSIONS = {  # what a side says when it gives up: over lower-case words with one blank between them
+    side: re.compile("|".join(_FILE["concessions"]).replace("OTHER", other(side)).replace("POSITION", position))
+    for side, position in (("pro", "against"), ("con", "for"))
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +87,13 @@ class _Sentence:
     def is_prose(self) -> bool:
         """Long enough, short enough, and with the small words that a list of keywords lacks."""
         letters = [word for word in self.words if not word.isdigit()]
-        small = sum(word in _words("small") for word in letters)
+        small = sum(word in _SMALL for word in letters)
         return len(letters) >= 5 and len(self.words) <= 80 and 0.2 * len(letters) <= small <= 0.8 * len(letters)
 
     @property
     def denies(self) -> bool:
         """Whether it says a word of denial outside its quotations."""
-        return any(word in _words("denial") or word.endswith("n't") for word in self.around)
+        return any(word in _DENIAL or word.endswith("n't") for word in self.around)
 
 
 @dataclass(slots=True)
@@ -205,7 +197,7 @@ def _hear(record: _Record, against: _Record, statement: str, number: int, motion
             for name in sorted(sentence.quoted & record.bank.keys()):
                 record.struck.add(name)
                 record.fault(name, f"{where}: {name} is quoted beside a word of denial")
-    conceded = any(_concession(record.side).search(" ".join(sentence.around)) for sentence in sentences)
+    conceded = any(_CONCESSIONS[record.side].search(" ".join(sentence.around)) for sentence in sentences)
     if conceded:
         record.fault(where, f"{where}: the statement concedes")
     elif sentences and stances != {record.side}:
@@ -228,7 +220,7 @@ def _count(record: _Record, against: _Record, sentences: list[_Sentence], number
     """Count the points of a statement that stands for its side."""
     where = f"round {number + 1}"
     claims = [item.claim for bank in (record.bank, against.bank) for item in bank.values()]
-    on_topic = {word for claim in claims for word in _tokens(claim)}.union(motion.words) - _words("small")
+    on_topic = {word for claim in claims for word in _tokens(claim)}.union(motion.words) - _SMALL
     known_sums = {left for claim in claims for left in false_equations(claim)}
     total = good = fitting = counted = 0
     is_fresh = False

@@ -127,9 +127,8 @@ def _same(answer: str, gold: str, budget: symbolic.Budget, depth: int) -> bool:
     if answer == gold or _LOOSE_SPACE.sub("", answer) == _LOOSE_SPACE.sub("", gold):
         return True
     answer = _approximated(answer)
-    named = equation(gold)
-    is_named = named is not None and len(named) == 2 and (is_symbol(named[0]) or is_measure(named[0]))
-    if named is not None and is_named and equation(answer) is None:
+    named = equation(gold) or []
+    if len(named) == 2 and (is_symbol(named[0]) or is_measure(named[0])) and equation(answer) is None:
         return _same(answer, named[1], budget, depth + 1)  # `5` against `x = 5` or `|AB| = 5`
     if (time := _clock(gold)) is not None and (mine := _clock(answer)) is not None:
         return mine == time
@@ -201,8 +200,8 @@ def _name_first(sides: list[str]) -> list[str]:
 
 def _value_of(text: str, other: str) -> str:
     r"""`S = \{1, 2\}` or `(x, y) = (1, 2)` without its name, when the other side has none."""
-    sides = equation(text)
-    return sides[1] if sides is not None and len(sides) == 2 and is_symbol(sides[0]) and "=" not in other else text
+    sides = equation(text) or []
+    return sides[1] if len(sides) == 2 and is_symbol(sides[0]) and "=" not in other else text
 
 
 def _structured(answer: str, gold: str, budget: symbolic.Budget, depth: int) -> bool:
