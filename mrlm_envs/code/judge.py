@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from mrlm_envs.code.compare import Compare, matches, same_output
-from mrlm_envs.sandbox import Answer, Failure, Limits, Program, Sandbox, SandboxFault
-from mrlm_envs.sandbox.program import EncodedCall, Host
+from mrlm_envs.sandbox import Answer, Failure, Limits, Sandbox, SandboxFault
+from mrlm_envs.sandbox.program import EncodedCall
 from mrlm_envs.sandbox.values import dumps, encode
 
 
@@ -253,7 +253,13 @@ class _AssertRun:
             self._sandbox.open_trusted(self._limits.memory_mb) as trusted,
         ):
             current: list[EncodedCall] = []
-            host = self._host(program, current)
+
+            def host(call: EncodedCall) -> Answer:
+                self.has_asked = True
+                current.append(call)
+                name, args, kwargs = call
+                return next(program.forward([(problem.hosts.get(name, name), args, kwargs)]))
+
             trusted.post_load(problem.setup, host, problem.hosts)  # beside the program's loading
             load = program.load(code, prelude=problem.prelude)
             if load is not None:
@@ -278,15 +284,6 @@ class _AssertRun:
                     plain = itertools.takewhile(lambda call: not any(map(_holds_reference, call[1:])), current)
                     self.asked[test.code] = list(plain)[:_MOST_CALLS]
         return Verdict(problem.tests, tuple(outcomes))
-
-    def _host(self, program: Program, current: list[EncodedCall]) -> Host:
-        def answer(call: EncodedCall) -> Answer:
-            self.has_asked = True
-            current.append(call)
-            name, args, kwargs = call
-            return next(program.forward([(self._problem.hosts.get(name, name), args, kwargs)]))
-
-        return answer
 
 
 def _holds_reference(wire: Any) -> bool:

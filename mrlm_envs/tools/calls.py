@@ -37,10 +37,6 @@ MAX_CALLS = 64  # calls read from one reply; no environment allows as many
 _MAX_PYTHON = 65_536  # characters of a pythonic call
 
 _FENCE = r"^[ \t]*(?P<fence>```|~~~)|"
-_HERMES = re.compile(_FENCE + r"<tool_call>\s*", re.MULTILINE)
-_LLAMA = re.compile(_FENCE + r'(?=\{\s{0,20}"(?:name|type)"\s{0,20}:)', re.MULTILINE)
-_PYTHONIC = re.compile(_FENCE + r"^[ \t]*(?=\[[ \t]*[A-Za-z_][\w.]{0,99}\()", re.MULTILINE)
-_REACT = re.compile(_FENCE + r"^[ \t]*Action:(?P<name>[^\n]*)", re.MULTILINE)
 _INPUT = re.compile(r"\n[ \t]*Action Input:\s*")
 _OBSERVATION = re.compile(r"^[ \t]*Observation:", re.MULTILINE)
 _TAG = re.compile(r"</?tool_call>")
@@ -242,9 +238,10 @@ def _plain(value: Any) -> Any:
     raise ValueError(f"{type(value).__name__} is not a JSON value")
 
 
+# For each format: what starts a call, and what reads it.
 READERS: dict[str, tuple[re.Pattern[str], Take]] = {
-    "hermes": (_HERMES, _hermes),
-    "react": (_REACT, _react),
-    "pythonic": (_PYTHONIC, _pythonic),
-    "llama": (_LLAMA, _llama),
+    "hermes": (re.compile(_FENCE + r"<tool_call>\s*", re.MULTILINE), _hermes),
+    "react": (re.compile(_FENCE + r"^[ \t]*Action:(?P<name>[^\n]*)", re.MULTILINE), _react),
+    "pythonic": (re.compile(_FENCE + r"^[ \t]*(?=\[[ \t]*[A-Za-z_][\w.]{0,99}\()", re.MULTILINE), _pythonic),
+    "llama": (re.compile(_FENCE + r'(?=\{\s{0,20}"(?:name|type)"\s{0,20}:)', re.MULTILINE), _llama),
 }

@@ -3,6 +3,8 @@
 The templates are in `computing.yaml`, which says how they are written.
 """
 
+from typing import Any
+
 import numpy as np
 
 from mrlm_envs.draws import Draw
@@ -40,16 +42,11 @@ def python_task(rng: np.random.Generator, level: int) -> Task:
             asked = template["then"]
             cells, content = [*cells, asked["code"]], f"{content}/then"
         cells = [f"{draw.fill(cell, values)}\nresult" for cell in cells]
-        answer = _run(cells)
+        namespace: dict[str, Any] = {}
+        for cell in cells:  # our own text with our own numbers
+            exec(cell, namespace)
+        answer = namespace["result"]
         if answer >= _SMALLEST:
             question = draw.fill(f"{template.get('rule', '')} {asked['question']}".strip(), values)
             turns = tuple((Call("python", {"code": cell}),) for cell in cells)
             return Task(f"python/{draw.fill(content, values)}", question, str(answer), turns)
-
-
-def _run(cells: list[str]) -> int:
-    """What the reference computes. The code is our own text with our own numbers."""
-    namespace: dict[str, int] = {}
-    for cell in cells:
-        exec(cell, namespace)  # type: ignore[arg-type]
-    return namespace["result"]

@@ -38,7 +38,8 @@ def _chain(rng: np.random.Generator, hops: int, ends: frozenset[str]) -> Chain:
     everyone = _all()
     while True:
         entity = everyone[int(rng.integers(len(everyone)))]
-        way, phrase, content = [entity], _named(entity), entity.name
+        way, content = [entity], entity.name
+        phrase = f"the {entity.name}" if entity.kind == "river" else entity.name
         for _ in range(hops):
             links = kinds()[way[-1].kind]["links"]
             relation = list(links)[int(rng.integers(len(links)))]
@@ -52,10 +53,6 @@ def _chain(rng: np.random.Generator, hops: int, ends: frozenset[str]) -> Chain:
 @functools.cache
 def _all() -> tuple[Entity, ...]:
     return tuple(entity for members in corpus.entities().values() for entity in members)
-
-
-def _named(entity: Entity) -> str:
-    return f"the {entity.name}" if entity.kind == "river" else entity.name
 
 
 def lookup_task(rng: np.random.Generator, level: int) -> Task:
