@@ -10,7 +10,6 @@ from typing import Any
 import gymnasium
 
 from mrlm_envs.core import Options, TextEnv
-from mrlm_envs.tools.calls import HOW
 
 TESTED = {
     "inspect-ai": ("0.3.", "inspect"),
@@ -141,6 +140,8 @@ def with_tools(messages: list[dict[str, str]], info: dict[str, Any]) -> list[dic
     """The messages with the tools in the system prompt, for protocols that pass no tool schemas."""
     if not info.get("tools"):
         return messages
+    from mrlm_envs.tools.calls import HOW  # here, because it needs the extra `tools`
+
     *system, user = messages
     listed = "\n".join(["Tools:", *map(json.dumps, info["tools"]), f"Call a tool as {HOW['hermes']}"])
     told = "\n\n".join([*(message["content"] for message in system), listed])

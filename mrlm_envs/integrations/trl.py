@@ -26,7 +26,6 @@ import gymnasium
 
 from mrlm_envs.integrations.episode import Episode, make, openings, require
 from mrlm_envs.integrations.rewards import last_text
-from mrlm_envs.tools.calls import Call, render
 
 _TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list, "object": dict}
 
@@ -153,6 +152,8 @@ def _environment_class(spec: Spec) -> type[_Environment]:
 
 def _method(schema: Mapping[str, Any]) -> Callable[..., str]:
     """A method with the signature and docstring that make up a tool's schema again."""
+    from mrlm_envs.tools.calls import Call, render  # here, because it needs the extra `tools`
+
     name, parameters = schema["name"], schema.get("parameters", {})
 
     def method(self: _Environment, **arguments: Any) -> str:

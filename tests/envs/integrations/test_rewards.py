@@ -109,6 +109,19 @@ def test_importing_it_imports_no_trainer() -> None:
     )
 
 
+def test_the_core_dependencies_are_enough() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('docstring_parser', 'jsonschema', 'pydantic', 'simpleeval', 'starlette', 'websockets', 'trl'):\n"
+        "    sys.modules[name] = None\n"  # as if it were not installed
+        "import mrlm_envs.integrations.openenv, mrlm_envs.integrations.trl\n"
+        "from mrlm_envs.integrations.rewards import accuracy_reward, compute_score\n"
+        "print(accuracy_reward(['18'], answer=['#### 18']), compute_score('math', '18', '18')['score'])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.stdout.strip() == "[1.0] 1.0", ran.stderr
+
+
 @pytest.mark.skipif(not (SHARED / "data" / "HumanEval.jsonl").exists(), reason="needs shared/data")
 def test_rows_of_humaneval_and_gsm8k_are_scored_as_they_are() -> None:
     rows = [json.loads(line) for line in (SHARED / "data" / "HumanEval.jsonl").open()][:8]
