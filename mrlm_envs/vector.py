@@ -160,7 +160,7 @@ class TextVectorEnv(VectorEnv[Observations, Sequence[str], NDArray[Any]]):
                 info |= {"final_obs": last, "final_info": last_info}
                 results[i] = self._observations[i], reward, terminated, truncated, info
         observations, rewards, terminated, truncated, infos = (
-            zip(*(results[i] for i in indices)) if indices else [()] * 5
+            zip(*(results[i] for i in indices)) if results else [()] * 5
         )
         return (
             observations,

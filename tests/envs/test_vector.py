@@ -54,6 +54,15 @@ def test_step_some_steps_only_those_and_answers_in_their_order():
     assert infos["turn"].tolist() == [2, 1] and infos["_success"].tolist() == [False, True]
 
 
+def test_the_members_to_step_may_come_as_an_array_and_may_be_none():
+    envs = TextVectorEnv(GuessNumber, 3)
+    envs.reset(seed=0)
+    observations, rewards, *_, infos = envs.step_some(np.array([2, 0]), ["x", "x"])
+    assert observations == ("I need a number.",) * 2 and infos["turn"].tolist() == [1, 1]
+    observations, rewards, *_, infos = envs.step_some([], [])
+    assert (observations, rewards.shape, infos) == ((), (0,), {})
+
+
 def test_a_finished_member_needs_a_reset_and_nobody_is_stepped_without_it():
     envs = TextVectorEnv(GuessNumber, 2)
     with pytest.raises(ResetNeeded):
