@@ -18,6 +18,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from mrlm_train.commands.flags import (
     GREEDY,
+    ONE_GPU,
     SAMPLED,
     Environments,
     Generation,
@@ -27,6 +28,7 @@ from mrlm_train.commands.flags import (
     Positive,
     Repeated,
     Split,
+    Training,
     need_trainers,
     values,
 )
@@ -130,9 +132,9 @@ def evaluate(
         raise ValueError(f"eval: {samples} samples of a task are all alike at temperature 0; give --temperature 1")
     need_trainers()
     if export_inspect:
-        from mrlm_envs.integrations.episode import require
+        from mrlm_envs.integrations import inspect  # needs the extra `tools`
 
-        require("inspect-ai")  # before the episodes, which may take hours
+        inspect.require("inspect-ai")  # before the episodes, which may take hours
     from mrlm_train.inference.hub import check_exists
 
     names, results = [_at_endpoint(name, base_url) for name in model], {}
@@ -278,28 +280,14 @@ def credit_probe(
 def info(
     environment: Positional[str | None] = None,
     model: Path = None,
-    strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp",
-    num_processes: Positive = 1,
-    dtype: str = "float32",
-    lora: Annotated[Positive | None, arg(metavar="RANK")] = None,
-    batch: Positive = 8,
-    rows: Positive = 64,
-    tokens: Positive = 1280,
-    reference: bool = False,
+    training: OmitArgPrefixes[Training] = ONE_GPU,
 ) -> None:
     """Show environments, algorithms, devices and versions; with --model, the memory a training needs.
 
     Args:
         environment: Only this one, with its whole page; a short name (math) or an id.
         model: A folder, a Hub name or tiny; only its config.json is read.
-        strategy: Of `distributed`.
-        num_processes: GPUs.
-        dtype: Of the weights (float32, bfloat16).
-        lora: Train an adapter of this rank, not the weights.
-        batch: per_device_train_batch_size.
-        rows: Episodes decoded at once on a GPU.
-        tokens: Of the longest episode and its prompt.
-        reference: A reference model is kept: DPO, or beta above 0.
+        training: The training whose memory is estimated.
     """
     if model is None:
         from mrlm_train.commands import info as command
@@ -309,8 +297,7 @@ def info(
     need_trainers()
     from mrlm_train.commands import memory
 
-    settings = {"dtype": dtype, "lora": lora, "batch": batch, "rows": rows, "tokens": tokens, "reference": reference}
-    print(memory.text(model, memory.shape(model), strategy=strategy, processes=num_processes, **settings))
+    print(memory.text(model, training))
 
 
 def demo(output: Annotated[str, arg(metavar="DIR")] = "runs/demo", seed: int = 0, resume: bool = False) -> None:

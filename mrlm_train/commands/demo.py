@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 import transformers
 
 from mrlm_train import tiny
+from mrlm_train.commands import evaluate
 from mrlm_train.commands.collect import collect_experts
 from mrlm_train.episodes.record import Episode
 from mrlm_train.experiment import config, run_directory
@@ -28,11 +29,10 @@ from mrlm_train.experiment import train as training
 from mrlm_train.inference import policy
 from mrlm_train.inference.sampling import Sampling
 from mrlm_train.rollout.environments import EnvEntry
-from mrlm_train.rollout.evaluation import evaluation_requests, evaluation_rollout, summary
 
 FILE = Path(__file__).with_name("demo.yaml")
 ENVIRONMENT = EnvEntry("mrlm/Math-v0", {"kinds": ["addition"], "difficulty": [2, 2], "system_prompt": ""})
-REPLY_TOKENS = 32  # as `rollout.max_completion_length`
+REPLIES = Sampling(temperature=0.0, max_turn_tokens=32, max_episode_tokens=32)  # as `rollout.max_completion_length`
 DEMONSTRATIONS = "demonstrations.jsonl"
 DEMONSTRATION_SEED = 1_000_000  # plus the demo's own: other tasks than GRPO begins with, which are drawn from the seed
 STYLE: dict[Any, Any] = {
@@ -133,8 +133,8 @@ def _train(run_config: config.RunConfig, problems: int) -> dict[str, Any]:
         model = folder / "tiny" if name == "before" else next(models)
         trained[name] = round(time.process_time() - before, 1)
         for split in ("test", "train"):
-            played = solve(model, split, problems)
-            figures = summary(played)
+            toy = policy.make(policy.load_model(str(model), device="cpu"), policy.load_tokenizer(str(model)))
+            figures, played = evaluate.run(toy, [ENVIRONMENT], problems, split, REPLIES)
             results[split] |= {name: figures["success"], "n": figures["n"]}
             if split == "test":
                 replies[name], intervals[name] = played, figures["success_interval"]
@@ -154,14 +154,6 @@ def _train(run_config: config.RunConfig, problems: int) -> dict[str, Any]:
         "environment": {"id": ENVIRONMENT.id, "kwargs": ENVIRONMENT.kwargs},
         "config": run_config.raw,
     }
-
-
-def solve(model: Path, split: str, problems: int, progress: Callable[[Episode], object] | None = None) -> list[Episode]:
-    """Greedy episodes of a model folder on the first problems of a split."""
-    sampling = Sampling(temperature=0.0, max_turn_tokens=REPLY_TOKENS, max_episode_tokens=REPLY_TOKENS)
-    toy = policy.make(policy.load_model(str(model), device="cpu"), policy.load_tokenizer(str(model)))
-    with evaluation_rollout(toy, ENVIRONMENT, split, sampling) as rollout:
-        return rollout.run(evaluation_requests(rollout, problems), progress)
 
 
 def _points(folder: Path, metric: str) -> list[list[float]]:

@@ -65,7 +65,32 @@ class Generation:
         return Sampling(**{name: getattr(self, name) for name in names})
 
 
-GREEDY, SAMPLED = Generation(), Generation(temperature=1.0)
+@dataclass(frozen=True)
+class Training:
+    """A training whose memory is estimated, as `mrlm train` does it.
+
+    Attributes:
+        strategy: Of `distributed`; at one process all are the same.
+        processes: GPUs, one process each.
+        dtype: Of the weights (float32, bfloat16).
+        lora: Train an adapter of this rank on all linear layers, not the weights.
+        batch: Episodes of one forward pass, per_device_train_batch_size.
+        rows: Episodes decoded at once on a GPU.
+        tokens: Of the longest episode and its prompt.
+        reference: A reference model is kept: DPO, or beta above 0, without LoRA.
+    """
+
+    strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
+    processes: Annotated[Positive, arg(name="num-processes")] = 1
+    dtype: str = "float32"
+    lora: Annotated[Positive | None, arg(metavar="RANK")] = None
+    batch: Positive = 8
+    rows: Positive = 64
+    tokens: Positive = 1280
+    reference: bool = False
+
+
+GREEDY, SAMPLED, ONE_GPU = Generation(), Generation(temperature=1.0), Training()
 
 
 def need_trainers() -> None:
@@ -75,8 +100,15 @@ def need_trainers() -> None:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports each trainer's construction otherwise
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    if not os.environ.get("MRLM_TRACEBACK"):
+        warnings.formatwarning = _one_line
     if "OMP_NUM_THREADS" not in os.environ and (os.cpu_count() or 1) <= SMALL_CPU:
         os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is first imported
+
+
+def _one_line(text: Warning | str, category: type[Warning], *where: Any) -> str:
+    """A warning as an error is shown: without the line of source that raised it."""
+    return f"mrlm: {'warning' if category is UserWarning else category.__name__}: {text}\n"
 
 
 def values(flag: str, settings: Sequence[str]) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mrlm_train import tiny
+from mrlm_train.commands.flags import Training
 from mrlm_train.inference.hub import check_exists, loading
 from mrlm_train.inference.kv_cache import width_after
 from mrlm_train.inference.policy import weight_dtype
 
-STRATEGIES = ("ddp", "fsdp", "deepspeed")
 GIB = 2**30
 LIVE = 10**9  # parameters that ZeRO-3 keeps gathered at most (`stage3_max_live_parameters`)
 
@@ -88,17 +88,7 @@ def shape(name: str, trust_remote_code: bool = False) -> Shape:
     )
 
 
-def estimate(
-    model: Shape,
-    strategy: str = "ddp",
-    processes: int = 1,
-    dtype: str = "float32",
-    lora: int | None = None,
-    batch: int = 8,
-    rows: int = 64,
-    tokens: int = 1280,
-    reference: bool = False,
-) -> dict[str, dict[str, tuple[float, str]]]:
+def estimate(model: Shape, training: Training) -> dict[str, dict[str, tuple[float, str]]]:
     """Bytes on each GPU, in training and while episodes are played; a step needs the larger of the two sums.
 
     As `mrlm train` does it on a GPU: AdamW, bf16 computation, gradient checkpointing, and for rollouts the slot engine
@@ -106,29 +96,20 @@ def estimate(
 
     Args:
         model: Of `shape`.
-        strategy: "ddp", "fsdp" (FSDP2), or "deepspeed" (ZeRO-3); at one process all are the same.
-        processes: GPUs, one process each.
-        dtype: Of the weights, `model.dtype`; "float32" is the default of `mrlm train`.
-        lora: Rank of a LoRA adapter on all linear layers; None trains all weights.
-        batch: Episodes of one forward pass, `per_device_train_batch_size`.
-        rows: Episodes decoded at once, `rollout.rows`.
-        tokens: Longest episode with its prompt.
-        reference: A second, frozen model is kept (DPO, or `beta` above 0, without LoRA).
+        training: FSDP is FSDP2, DeepSpeed is ZeRO-3.
 
     Returns:
         For "training" and "rollout", name to `(bytes, how it is counted)`.
 
     Raises:
-        ValueError: If the strategy or dtype is unknown.
+        ValueError: If the dtype is unknown.
     """
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy {strategy!r} is not one of {', '.join(STRATEGIES)}")
-    if processes < 1:
-        raise ValueError(f"num-processes must be at least 1, got {processes}")
+    strategy, processes, lora = training.strategy, training.processes, training.lora
+    batch, rows, tokens = training.batch, training.rows, training.tokens
     shards = processes if strategy != "ddp" else 1
     zero = strategy == "deepspeed" and shards > 1
     whole, adapter = model.parameters, (lora or 0) * model.linear
-    size = weight_dtype(dtype, torch.device("cpu")).itemsize
+    size = weight_dtype(training.dtype, torch.device("cpu")).itemsize
     own = 4 if lora else size  # adapters are fp32
     # DeepSpeed computes on bf16 weights and keeps fp32 ones with the optimizer's states
     weights, adapted, gradients, states = (2, 2, 2, 12) if zero else (size, own, own, 2 * own)
@@ -137,22 +118,22 @@ def estimate(
     note = f"{whole:,} parameters of {weights} bytes{over}"
     note += f", {adapter:,} of a LoRA adapter of rank {lora}" if lora else ""
     kept = {"weights": ((weights * whole + adapted * adapter) / shards, note)}
-    if reference and not lora:
+    if training.reference and not lora:
         kept["reference model"] = (weights * whole / shards, "frozen, as large as the weights")
     kept["AdamW"] = (states * trained / shards, f"{states} bytes for each trained parameter{over}")
     copied = (gradients * trained / shards, f"{gradients} bytes for each trained parameter{over}")
-    training, rollout = {**kept, "gradients": copied}, dict(kept)
+    learning, rollout = {**kept, "gradients": copied}, dict(kept)
     if zero:
         rollout["gradients"] = copied  # the others drop them after each optimizer step
-        training["gathered"] = (2 * min(whole, LIVE), f"at most {LIVE:,} parameters at a time, in bf16")
+        learning["gathered"] = (2 * min(whole, LIVE), f"at most {LIVE:,} parameters at a time, in bf16")
         rollout["gathered"] = (2 * whole, "the whole model (ds3_gather_for_generation), in bf16")
     elif shards > 1:
         blocks = 2 * (model.outside + 2 * model.block)
-        training["gathered"] = rollout["gathered"] = (blocks, "embeddings, head and two blocks, whole, in bf16")
+        learning["gathered"] = rollout["gathered"] = (blocks, "embeddings, head and two blocks, whole, in bf16")
     elif processes > 1:
-        training["buckets"] = rollout["buckets"] = (gradients * trained, "DDP's copy of the gradients")
+        learning["buckets"] = rollout["buckets"] = (gradients * trained, "DDP's copy of the gradients")
     spoken = batch * tokens
-    training["activations"] = (
+    learning["activations"] = (
         2 * model.layers * spoken * model.hidden + 34 * spoken * model.hidden + 8 * spoken * model.vocabulary,
         f"estimate: {batch} episodes of {tokens:,} tokens: 2 bytes × width kept a block, 34 in the block at work "
         "(arXiv:2205.05198), 8 × vocabulary for logits and their gradient",
@@ -162,14 +143,14 @@ def estimate(
         rows * width * 2 * model.cached,
         f"{rows} rows with room for {width:,} tokens, {2 * model.cached:,} bytes each (keys and values in bf16)",
     )
-    return {"training": training, "rollout": rollout}
+    return {"training": learning, "rollout": rollout}
 
 
-def text(name: str, model: Shape, **settings: Any) -> str:
-    """The estimate as a table; `settings` as of `estimate`."""
-    phases = estimate(model, **settings)
-    processes, strategy = settings.get("processes", 1), settings.get("strategy", "ddp")
-    what = f"{strategy}, {processes} processes" if processes > 1 else "one process"
+def text(name: str, training: Training) -> str:
+    """The estimate for a model's name as a table."""
+    model, processes = shape(name), training.processes
+    phases = estimate(model, training)
+    what = f"{training.strategy}, {processes} processes" if processes > 1 else "one process"
     lines = [f"{name}: {model.parameters:,} parameters, {what}, on each GPU"]
     totals = {}
     for phase, parts in phases.items():

@@ -32,7 +32,8 @@ def write(runs: Sequence[str], output: str) -> None:
     """
     folders = [folder for run in runs for folder in _folders(Path(run))]
     data = {"written": time.strftime("%Y-%m-%d %H:%M"), "runs": [_run(folder) for folder in folders]}
-    text = json.dumps(_finite(data), allow_nan=False).replace("<", "\\u003c")  # no episode can close the script
+    finite = json.loads(json.dumps(data, default=str), parse_constant=lambda _: None)  # null for NaN and infinity
+    text = json.dumps(finite).replace("<", "\\u003c")  # no episode can close the script
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(TEMPLATE.read_text("utf-8").replace("/*DATA*/", text), "utf-8")
@@ -121,14 +122,3 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(row, dict):
                 yield row
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    if isinstance(value, float):
-        return value if abs(value) < float("inf") else None
-    return value if value is None or isinstance(value, str | int) else str(value)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mrlm_train.episodes.chat import Chat
-from mrlm_train.episodes.record import Episode, Message
+from mrlm_train.episodes.record import Episode, Message, read_lines
 
 Row = dict[str, list[int]]
 SIDES = ("chosen", "rejected")
@@ -75,17 +75,7 @@ def read_preferences(path: str | os.PathLike[str], chat: Chat) -> Iterator[Row]:
         FileNotFoundError: If there is no such file.
         ValueError: If a field of a row is missing or invalid.
     """
-    target = Path(path)
-    if not target.is_file():
-        raise FileNotFoundError(f"preferences {target}: no such file")
-    with target.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield _row(json.loads(line), chat)
-            except ValueError as error:
-                raise ValueError(f"preferences {target}, row {number}: {error}") from None
+    return read_lines(path, "preferences", lambda line: _row(json.loads(line), chat))
 
 
 def is_preference_file(path: str | os.PathLike[str]) -> bool:

@@ -11,16 +11,17 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 Message = dict[str, Any]
+Row = TypeVar("Row")
 
 
 @dataclass
@@ -180,17 +181,33 @@ def read(path: str | os.PathLike[str]) -> Iterator[Episode]:
         FileNotFoundError: If there is no such file.
         ValueError: If a row is not an Episode.
     """
+    return read_lines(path, "episodes", Episode.from_json, "; `mrlm collect` writes one")
+
+
+def read_lines(path: str | os.PathLike[str], what: str, parse: Callable[[str], Row], hint: str = "") -> Iterator[Row]:
+    """The lines of a JSONL file, parsed one at a time.
+
+    Args:
+        path: The file; blank lines count, and are left out.
+        what: What its rows are, for errors.
+        parse: Makes a row of a line; raises `ValueError` or `TypeError` where it is none.
+        hint: Ends the error about a missing file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is no row; it names the file and the row, counted from 1.
+    """
     target = Path(path)
     if not target.is_file():
-        raise FileNotFoundError(f"episodes {target}: no such file; `mrlm collect` writes one")
+        raise FileNotFoundError(f"{what} {target}: no such file{hint}")
     with target.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                yield Episode.from_json(line)
+                yield parse(line)
             except (ValueError, TypeError) as error:
-                raise ValueError(f"episodes {target}, row {number}: {error}") from None
+                raise ValueError(f"{what} {target}, row {number}: {error}") from None
 
 
 _HASHES: WeakKeyDictionary[Any, str] = WeakKeyDictionary()

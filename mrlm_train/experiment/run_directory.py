@@ -114,8 +114,10 @@ class Console(ProgressCallback):
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Logs = None, **kwargs: Any) -> None:
         """Show the newest figures."""
+        if not logs or "train_runtime" in logs:
+            return
         for key in self.SHOWN:
-            if logs and isinstance(logs.get(key), int | float):
+            if isinstance(logs.get(key), int | float):
                 self._figures[key] = f"{self.SHORT.get(key, key.replace('_', ' '))} {logs[key]:.4g}"
         if not state.is_world_process_zero or self.training_bar is None:
             return

@@ -243,9 +243,10 @@ def test_sft_evaluates_its_eval_envs(tmp_path):
     assert len(seen) == 1 and seen[0]["eval_n"] == 4
 
 
-def test_another_seed_is_another_run(trained, tmp_path):
+def test_another_seed_is_another_run_and_its_last_step_is_shown_once(trained, tmp_path, capsys):
     train(tmp_path, "seed=1", steps=2)
     assert metrics(tmp_path)[0]["reward"] != metrics(trained)[0]["reward"]
+    assert "".join(capsys.readouterr()).count("step 2/2: ") == 1
 
 
 def test_eval_reads_the_model_and_the_arguments_it_was_trained_with(trained, tmp_path):

@@ -9,6 +9,7 @@ import torch
 
 from mrlm_train.cli import main
 from mrlm_train.commands import memory
+from mrlm_train.commands.flags import Training
 from mrlm_train.inference.kv_cache import SlotModel
 from tests.support.playing import tiny_model
 
@@ -38,7 +39,7 @@ def shape(qwen: Path) -> memory.Shape:
 
 
 def sizes(shape: memory.Shape, phase: str, **settings) -> dict[str, float]:
-    return {name: size for name, (size, _) in memory.estimate(shape, **settings)[phase].items()}
+    return {name: size for name, (size, _) in memory.estimate(shape, Training(**settings))[phase].items()}
 
 
 def test_a_config_file_is_enough_to_count_parameters(shape: memory.Shape) -> None:

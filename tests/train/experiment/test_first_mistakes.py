@@ -81,6 +81,12 @@ def test_a_senseless_value_names_its_key_in_python_too(settings: dict[str, Any])
             cls("out", **settings)
 
 
+def test_a_warning_is_one_line_without_source() -> None:
+    code = "import warnings; from mrlm_train.commands.flags import need_trainers; need_trainers(); warnings.warn('no')"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert said.stderr == "mrlm: warning: no\n"
+
+
 def test_a_model_is_its_name_alone_too() -> None:
     assert check({**BASE, "model": "tiny", "grpo": {}}).model == check({**BASE, "grpo": {}}).model
 
