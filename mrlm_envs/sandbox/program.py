@@ -242,12 +242,7 @@ class Program:
                 return
 
     def _request(
-        self,
-        ticket: int,
-        frame: bytes,
-        seconds: float,
-        host: Host | None,
-        decode: Callable[[Any], Any] | None = None,
+        self, ticket: int, frame: bytes, seconds: float, host: Host | None, decode: Callable[[Any], Any] | None = None
     ) -> Answer:
         """Sends a frame, if it has not been sent ahead, and takes the answer with this ticket."""
         if self.failure is not None:

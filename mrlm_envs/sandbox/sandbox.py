@@ -32,7 +32,7 @@ _NO_LIMIT_S = 1e9
 _CANARY = "def double(x):\n    return 2 * x\n"
 
 
-class Sandbox:
+class Sandbox(contextlib.AbstractContextManager["Sandbox"]):
     """Runs untrusted Python programs, each in a process of its own. Thread-safe: many threads share the pool.
 
     ```python
@@ -350,9 +350,6 @@ class Sandbox:
             shutil.rmtree(self._root, ignore_errors=True)
         self._reset()
 
-    def __enter__(self) -> "Sandbox":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -360,7 +357,7 @@ class Sandbox:
 KILLED_SANDBOX = Failure("crash", "the sandbox died twice while this program ran")
 
 
-class InterpreterSession:
+class InterpreterSession(contextlib.AbstractContextManager["InterpreterSession"]):
     """A program that is kept between runs. Not thread-safe; use it as a context manager or close it.
 
     Between runs it is stopped, so none of its threads runs on. A time-out or a crash ends it; then the next run starts
@@ -420,9 +417,6 @@ class InterpreterSession:
         self._program = None
         if self._held is not None:
             self._held.close()
-
-    def __enter__(self) -> "InterpreterSession":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

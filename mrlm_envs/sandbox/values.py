@@ -55,21 +55,18 @@ class Opaque:
         return f"<{self.type_name} object>"
 
 
-def encode(value: Any, foreign: Callable[[Any], Any] | None = None) -> Any:
+def encode(value: Any, foreign: Callable[[Any], Any] | None = None, depth: int = 0) -> Any:
     """Turns a Python value into its tagged JSON form.
 
     Args:
         value: Any object.
         foreign: Gives the third element of `["o", type name, …]` for an object that is not of a base type: a reference
             number, or a list from which `decode`'s `resolve` makes it again. -1 when None.
+        depth: How many containers are around it.
 
     Raises:
         ValueRefused: The value nests deeper than `MAX_DEPTH` or contains itself.
     """
-    return _encode(value, foreign, 0)
-
-
-def _encode(value: Any, foreign: Callable[[Any], Any] | None, depth: int) -> Any:
     kind = type(value)
     if value is None or kind is bool or kind is str:
         return value
@@ -80,20 +77,20 @@ def _encode(value: Any, foreign: Callable[[Any], Any] | None, depth: int) -> Any
     if kind is bytes:
         return ["b", value.hex()]
     if kind is complex:
-        return ["c", _encode(value.real, None, depth), _encode(value.imag, None, depth)]
+        return ["c", encode(value.real, None, depth), encode(value.imag, None, depth)]
     tag = _TAGS.get(kind)
     if tag is None:
         for base, reduce in _BASES:
             if base in kind.__mro__:
-                return _encode(reduce(value), foreign, depth)
+                return encode(reduce(value), foreign, depth)
         if any(base is Opaque for base in kind.__mro__):  # by identity: a metaclass may call anything equal
             return ["o", value.type_name, value.ref]
         return ["o", type_name(kind), foreign(value) if foreign else -1]
     if depth >= MAX_DEPTH:
         raise ValueRefused(f"the value nests deeper than {MAX_DEPTH} levels or contains itself")
     if tag == "d":
-        return ["d", *[[_encode(k, foreign, depth + 1), _encode(v, foreign, depth + 1)] for k, v in value.items()]]
-    return [tag, *[_encode(item, foreign, depth + 1) for item in value]]
+        return ["d", *[[encode(k, foreign, depth + 1), encode(v, foreign, depth + 1)] for k, v in value.items()]]
+    return [tag, *[encode(item, foreign, depth + 1) for item in value]]
 
 
 def type_name(kind: type) -> str:

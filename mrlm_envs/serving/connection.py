@@ -163,6 +163,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="mrlm-call")
         self._channel: grpc.Channel | None = None
+        self._methods: dict[str, Any] = {}
         self._is_closed = False
         self._recovery: asyncio.Task[None] | None = None
         self._queues = {(method, again): _Queue(self, method) for method in CALLS for again in (False, True)}
@@ -239,7 +240,9 @@ class Connection:
         def call() -> Any:
             with _fork_lock:
                 self._channel = self._channel or self._access.channel(self.address, self._host)
-                method = self._channel.unary_unary(path, serialize, deserialize)
+                if path not in self._methods:
+                    self._methods[path] = self._channel.unary_unary(path, serialize, deserialize)
+                method = self._methods[path]
             try:
                 return method(request, timeout, self._access.metadata)
             except grpc.RpcError as error:
@@ -277,7 +280,7 @@ class Connection:
         On any thread.
         """
         with _fork_lock:
-            channel, self._channel = self._channel, None
+            channel, self._channel, self._methods = self._channel, None, {}
         if channel is not None:
             channel.close()
         return channel is not None
