@@ -75,9 +75,11 @@ class Supervisor:
                 process.stdin.write(pickle.dumps((own, path, is_restart)))
                 process.stdin.close()
             began = time.monotonic()
-            watch = asyncio.gather(self._kill_if_frozen(process, board, path), self._end_when_stopped(process))
+            watch = asyncio.create_task(self._kill_if_frozen(process, board, path))
+            ending = asyncio.create_task(self._end_when_stopped(process))
             code = await process.wait()
             watch.cancel()
+            ending.cancel()
             if self.stop.is_set():
                 return
             if code == REFUSED and not board.pid:  # it said why
