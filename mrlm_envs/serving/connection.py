@@ -32,6 +32,7 @@ _ITEMS = 1024
 _THREADS = 512  # calls under way at once, as many as a server takes; slow steps wait in theirs
 _BYTES = 1 << 20
 _LAST_CALLS = 1.0  # seconds that gRPC gets to end before a fork; others in the process may use it too
+_SILENCE = 3.0  # seconds without an answer that no live server needs: it answers within two that a step still runs
 _PROBE = 1.0  # seconds that a lost server has to answer a health check
 _BACKOFF = 0.25, 8.0  # seconds before the first health check of a lost server, doubled up to the second number
 _SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse(status=SERVING)
@@ -163,11 +164,17 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="mrlm-call")
         self._channel: grpc.Channel | None = None
+        self._asked: list[float] = []  # when the calls under way began
         self._methods: dict[str, Any] = {}
         self._is_closed = False
         self._recovery: asyncio.Task[None] | None = None
         self._queues = {(method, again): _Queue(self, method) for method in CALLS for again in (False, True)}
         _connections.add(self)
+
+    @property
+    def is_silent(self) -> bool:
+        """The server owes an answer for longer than a live one would, and will be lost unless it comes."""
+        return bool(self._asked) and self._asked[0] < time.monotonic() - _SILENCE
 
     def send(self, method: str, item: Any, *, again: bool = False) -> "asyncio.Future[Any]":
         """Send one item with whatever else is sent now; the future gives its result, or raises as `call` does.
@@ -209,10 +216,14 @@ class Connection:
         if method in ("Reset", "Step"):
             message.wait_ms = int(1000 * _PATIENCE)
         path, timeout = f"/{SERVICE}/{method}", self._access.call_timeout
+        asked = time.monotonic()
+        self._asked.append(asked)
         try:
             answer = await self._call(path, message, timeout, request.SerializeToString, reply.FromString)
         except _CallFailed as error:
             return [self._failure(*error.args)] * len(items)
+        finally:
+            self._asked.remove(asked)
         self.was_reached, self.trouble = True, ""
         if method == "Reset":
             self.worker = answer.worker or self.worker

@@ -38,7 +38,7 @@ class ServerPool:
 
         Args:
             current: Where the session is: it stays, unless that makes its server's sessions more even.
-            tried: Addresses to avoid as long as there are others.
+            tried: Addresses to avoid as long as there are others, like servers that are silent.
 
         Raises:
             NoServer: If no server has ever answered, and none does within `connect_timeout`.
@@ -48,7 +48,7 @@ class ServerPool:
             await self._resolve()
             free = [one for one in self._connections if not one.is_blocked]
             if free:
-                free = [one for one in free if one.address not in tried] or free
+                free = [one for one in free if one.address not in tried and not one.is_silent] or free
                 best = min(free, key=lambda one: (len(one.sessions), _lots.random()))
                 is_fair = current is not None and len(current.sessions) <= len(best.sessions) + 1
                 return current if current in free and is_fair else best
