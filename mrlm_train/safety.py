@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from mrlm_train.trl_hooks import Batch, loss_mask
@@ -96,6 +97,9 @@ class TrustRegion(TrainerCallback):
             with torch.no_grad():
                 for parameter, before in self._before:
                     parameter.copy_(before)
+            for module in trainer.model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()  # drop the gathered copy of the rejected weights: the next rollout would use it
         factor = min(1.2, max(0.25, math.sqrt(target / max(kl, 1e-12)))) if math.isfinite(kl) else 0.25
         scale = min(1.0, self.scale * factor)
         trainer.state.stateful_callbacks["trust_region"] = {"scale": scale}
