@@ -26,7 +26,7 @@ def training_tasks(pool: EnvPool, count: int, seed: int) -> tuple[list[int], lis
         places = np.flatnonzero(picks == index)
         rng = np.random.default_rng([seed, index])
         size = pool.num_tasks[index]
-        if size is None:
+        if size is None or size > _FIRST_TRAINING_SEED:  # also a server's 2³¹ seeds, which are too many to shuffle
             seeds[places] = np.arange(len(places)) + rng.integers(_FIRST_TRAINING_SEED, 2**30)
         else:
             passes = [p * size + rng.permutation(size) for p in range(math.ceil(len(places) / size))]
