@@ -331,3 +331,14 @@ class _Here:
 
     def start(self, spec: Any) -> _Running:
         return self.running
+
+
+def test_a_training_against_a_server_does_not_shuffle_every_seed() -> None:
+    pytest.importorskip("torch")
+    from types import SimpleNamespace
+
+    from mrlm_train.rollout.tasks import training_tasks
+
+    pool: Any = SimpleNamespace(envs=[SimpleNamespace(weight=1.0)], num_tasks=[openenv.OpenEnv.num_tasks])
+    picks, seeds = training_tasks(pool, 8, seed=0)
+    assert picks == [0] * 8 and len(set(seeds)) == 8
