@@ -175,6 +175,15 @@ class ToolRegistry:
                 raise ValueError(f"two tools are named {new.name!r}; give one of them another name")
             self._tools[new.name] = new
 
+    def __len__(self) -> int:
+        return len(self._tools)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tools
+
+    def __getitem__(self, name: str) -> Tool:
+        return self._tools[name]
+
     @property
     def names(self) -> list[str]:
         """Names of the tools."""

@@ -41,6 +41,7 @@ def test_a_typed_function_becomes_a_schema_of_its_signature_and_docstring():
         return f"{count} {dish}"
 
     registry = ToolRegistry([order])
+    assert len(registry) == 1 and "order" in registry and registry["order"].name == "order"
     (schema,) = registry.schemas()
     assert schema["function"]["name"] == "order" and schema["function"]["description"] == "Orders a dish."
     parameters = schema["function"]["parameters"]
