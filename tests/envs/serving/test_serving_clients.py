@@ -219,7 +219,8 @@ def test_steps_of_many_threads_travel_together(server: Running, calls: list[int]
     with ThreadPoolExecutor(32) as threads:
         last = list(threads.map(work, envs))
     assert len(set(last)) == 1
-    assert sum(calls) >= 320 and len(calls) < 160, f"{len(calls)} calls for 320 steps"  # a late answer is asked for again
+    # more than 320 where a late answer was asked for again
+    assert sum(calls) >= 320 and len(calls) < 160, f"{len(calls)} calls for {sum(calls)} steps"
 
 
 def test_one_environment_may_be_stepped_by_several_threads(server: Running):
