@@ -77,7 +77,11 @@ class TrustRegion(TrainerCallback):
         for group, rate in self._rates:
             group["lr"] = rate
         if self._rates and self.target_kl is not None and state.global_step >= self.warmup_steps:
-            self._follow(self._kl(), self.target_kl)
+            kl = self._kl()
+            for module in self.trainer.model.modules():
+                if isinstance(module, FSDPModule):  # gathered weights would hide the gradients from `zero_grad`
+                    module.reshard()
+            self._follow(kl, self.target_kl)
         self._rates, self._before = [], []
 
     def _kl(self) -> float:
@@ -97,9 +101,6 @@ class TrustRegion(TrainerCallback):
             with torch.no_grad():
                 for parameter, before in self._before:
                     parameter.copy_(before)
-            for module in trainer.model.modules():
-                if isinstance(module, FSDPModule):
-                    module.reshard()  # drop the gathered copy of the rejected weights: the next rollout would use it
         factor = min(1.2, max(0.25, math.sqrt(target / max(kl, 1e-12)))) if math.isfinite(kl) else 0.25
         scale = min(1.0, self.scale * factor)
         trainer.state.stateful_callbacks["trust_region"] = {"scale": scale}
