@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 
-from mrlm_train.commands import demo, prove
+from mrlm_train.commands import demo, evaluate, prove
 from mrlm_train.commands.collect import collect_experts
 from mrlm_train.experiment import config, run_directory
 from mrlm_train.experiment import train as training
+from mrlm_train.inference import policy
 
 PROBLEMS = 500
 
@@ -41,8 +42,9 @@ def fresh(seed: int, folder: Path, seconds: float) -> None:
     stage = demo.load(folder / "trained", seed, [*settings, f"stages.0.sft.episodes={solutions}"]).stages[0]
     stage = replace(stage, model=replace(stage.model, model_name_or_path=str(start)), output_dir=str(folder / "fresh"))
     final = training.run(stage, callbacks=[prove.StopAfter(seconds)])
-    solved = [bool(episode.success) for episode in demo.solve(final, "test", PROBLEMS)]
-    run_directory.write_json(folder / "fresh.json", {"test": sum(solved) / len(solved)})
+    toy = policy.make(policy.load_model(str(final), device="cpu"), policy.load_tokenizer(str(final)))
+    figures, _ = evaluate.run(toy, [demo.ENVIRONMENT], PROBLEMS, "test", demo.REPLIES)
+    run_directory.write_json(folder / "fresh.json", {"test": figures["success"]})
 
 
 def main() -> None:

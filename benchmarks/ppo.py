@@ -96,7 +96,7 @@ TASKS: dict[str, dict[str, Any]] = {
     },
     "math": {
         "env": demo.ENVIRONMENT,
-        "rl": {"max_steps": 400, "learning_rate": 4e-4, "max_completion_length": demo.REPLY_TOKENS},
+        "rl": {"max_steps": 400, "learning_rate": 4e-4, "max_completion_length": demo.REPLIES.max_episode_tokens},
         "temperature": 0.0,
         "problems": 500,
     },
@@ -141,7 +141,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "size": {"hidden_size": 96, "num_layers": 2},
         "demonstrations": 200,
         "sft": {"max_steps": 250, "learning_rate": 2e-3},
-        "rl": {"max_completion_length": demo.REPLY_TOKENS},
+        "rl": {"max_completion_length": demo.REPLIES.max_episode_tokens},
         "temperature": 0.0,
         "problems": 500,
     },

@@ -1,5 +1,6 @@
 """`make bench`: every row has its place in the page and a script that takes its arguments."""
 
+import importlib
 import re
 
 import pytest
@@ -16,6 +17,12 @@ def test_every_row_has_its_place_in_the_page_and_a_script() -> None:
         script, *arguments = row.command.split()
         text = (ROOT / "benchmarks" / script).read_text("utf-8")
         assert [flag for flag in arguments if flag.startswith("--") and f'"{flag}"' not in text] == []
+
+
+@pytest.mark.parametrize("name", ["credit", "demo", "games", "selfplay", "serving", "tools", "train"])
+def test_a_benchmark_finds_what_it_imports_of_ours(name: str) -> None:
+    pytest.importorskip("torch")
+    importlib.import_module(f"benchmarks.{name}")
 
 
 def test_a_row_rewrites_its_own_table_and_nothing_else(tmp_path, monkeypatch) -> None:
