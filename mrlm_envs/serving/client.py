@@ -95,6 +95,7 @@ class ClientSession:
         other = copy.copy(self)
         other.client, other.key, other.connection, other.is_alive = client, os.urandom(16), None, False
         other.actions, other.digests = [*self.actions], [*self.digests]
+        other.suspects, other.tried = set(), set()
         return other
 
     async def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, Info]:
