@@ -99,7 +99,6 @@ def server(env_id: str, **kwargs: Any) -> type:
             application.router.routes[:] = [*theirs, Route("/{path}", answer, methods=["POST"])]
             return application
 
-        async def verify(self, body: Any) -> Any:  # abstract in the base class; the route answers
-            raise NotImplementedError
+        verify = staticmethod(answer)  # abstract in the base class
 
     return TextServer

@@ -97,8 +97,7 @@ class Job:
         self.done = True
 
     def _act(self) -> None:
-        """Do the job; each kind of job has its own."""
-        raise NotImplementedError
+        """Do the job. Nothing here: a plain job, a closed session or a refused item, has its answer from the start."""
 
     def answer(self, results: Any) -> None:
         """Append the answer, or the error, to a repeated field of results."""
