@@ -23,5 +23,5 @@ def refuse_senseless(cls: type[Any], settings: Mapping[str, Any]) -> None:
     """
     for name, least in LEAST.items():
         value = settings.get(name)
-        if isinstance(value, int | float) and value < least:
+        if isinstance(value, int | float) and not value >= least:  # NaN is below it, too
             raise ValueError(f"{cls.__name__}: {name} must be at least {least}, got {value}")

@@ -72,7 +72,13 @@ def test_a_senseless_value_names_its_key(raw: dict[str, Any], message: str) -> N
 
 
 @pytest.mark.parametrize(
-    "settings", [{"learning_rate": -1}, {"num_generations": 0}, {"gradient_accumulation_steps": 0}]
+    "settings",
+    [
+        {"learning_rate": -1},
+        {"learning_rate": float("nan")},
+        {"num_generations": 0},
+        {"gradient_accumulation_steps": 0},
+    ],
 )
 def test_a_senseless_value_names_its_key_in_python_too(settings: dict[str, Any]) -> None:
     [(name, value)] = settings.items()
