@@ -54,8 +54,9 @@ ROWS = {
     "sandbox": Row(f"sandbox.py --human-eval {HUMAN_EVAL} --rounds 3", 8, venv="bench", needs=HUMAN_EVAL),
     "serving": Row("serving.py --openenv-python {peer}", 8, peer="bench-serving"),
     "frozen": Row("serving.py --frozen", 8),
-    "rollouts": Row("train.py --parts rollout time steps --rounds 3", 20),
-    "demo": Row("demo.py --seeds 0 1 --jobs 2 --output runs/bench/demo", 30),
+    "rollouts": Row("train.py --parts rollout time --rounds 2", 25),
+    "training-steps": Row("train.py --parts steps --workloads demo --rounds 2", 10),
+    "demo": Row("demo.py --seeds 0 1 --jobs 2 --output runs/bench/demo", 40),
     "tools": Row("tools.py --seeds 0 --output runs/bench/tools.json", 16),
     "games-learning": Row("games.py --seeds 0 --steps 400 --folder runs/bench/games", 12),
 }

@@ -267,7 +267,7 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         return 0.0 if episode.agent is None else self.baselines.get(episode.label, 0.0)
 
     def _opponents(self, pool: EnvPool) -> Opponents:
-        games = [*pool.agents, *(entry.agent_configs() for entry in self.eval_envs)]
+        games = [*pool.agents, *(entry.agent_configs() for entry in self.eval_envs if entry not in pool.envs)]
         is_frozen = any(player.function is None and not player.trains for game in games for player in game.values())
         if is_frozen and (self.policy.reduce is not None or self.policy.turn is not None):
             raise ValueError(

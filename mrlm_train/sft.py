@@ -94,9 +94,8 @@ class SFTTrainer(DatasetTrainer, trl_sft_trainer.SFTTrainer):
         chat = model_chat(model, tokenizer, args)
         if episodes is None:
             played = [expert_episodes(envs or [], args.num_episodes, args.seed)]
-            broadcast_object_list(
-                played
-            )  # an environment may not play the same twice, but all processes learn the same
+            # An environment may not play the same twice, but all processes learn the same.
+            broadcast_object_list(played)
             episodes = played[0]
             if args.system_prompt is not None:  # the experts saw their environment's own
                 episodes = [_with_system_prompt(episode, args.system_prompt) for episode in episodes]
