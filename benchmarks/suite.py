@@ -56,7 +56,7 @@ ROWS = {
     "frozen": Row("serving.py --frozen", 8),
     "rollouts": Row("train.py --parts rollout time --rounds 2", 25),
     "training-steps": Row("train.py --parts steps --workloads demo --rounds 2", 10),
-    "demo": Row("demo.py --seeds 0 1 --jobs 2 --output runs/bench/demo", 40),
+    "demo": Row("demo.py --seeds 0 --output runs/bench/demo", 50),
     "tools": Row("tools.py --seeds 0 --output runs/bench/tools.json", 16),
     "games-learning": Row("games.py --seeds 0 --steps 400 --folder runs/bench/games", 12),
 }

@@ -49,7 +49,7 @@ class Task:
 
 
 CALLS = {"kinds": ["calculator"], "difficulty": [1, 1], "call_format": "pythonic", "max_turns": 3, "show_tools": False}
-LINES = {"kinds": ["line", "digit_sum", "clip"], "difficulty": [1, 2], "max_turns": 1, "timeout_s": 1.0}
+LINES = {"kinds": ["line", "digit_sum", "clip"], "difficulty": [1, 5], "max_turns": 1, "timeout_s": 1.0}
 TASKS = {
     # the longest reference has 76 tokens after the prompt, 41 in a turn
     "tools": Task(EnvEntry("mrlm/ToolUse-v0", {**CALLS, "system_prompt": ""}), 128, 48),

@@ -359,6 +359,17 @@ def test_ppo_measures_returns_from_the_mean_of_the_agent(tmp_path: Path) -> None
         assert float(scored[0]["returns"][b, 0]) == pytest.approx(wanted, abs=1e-4)
 
 
+def test_a_trainer_makes_a_game_once_before_it_plays(tmp_path: Path) -> None:
+    made: list[Talk] = []
+
+    def make(**kwargs: Any) -> Talk:
+        made.append(Talk(**kwargs))
+        return made[-1]
+
+    grpo(tmp_path, envs=EnvEntry("Talk", {"rounds": {"a": 2, "b": 1}}, make=make, agents={}))
+    assert len(made) == 1
+
+
 def test_rows_that_are_no_whole_number_of_games_are_filled(tmp_path: Path) -> None:
     trainer = grpo(tmp_path, envs=[talk({"a": 1, "b": 1, "c": 1}), talk({"a": 1, "b": 1}, {"b": polite})], max_steps=3)
     trainer.train()
