@@ -19,19 +19,19 @@ from torch.nn.utils.rnn import pad_sequence
 from mrlm_train.episodes.record import Episode
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]
-PRIVILEGED = {"state": "state_key", "solver": "cost_to_go"}  # what a credit method asks the environment
+PRIVILEGED = {"state": "state_key", "solver": "cost_to_go"}  # the environment method that a credit method calls
 
 
 def group_advantages(rewards_N: torch.Tensor, size: int, scale: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Each return against its group's mean (GRPO; Shao et al., 2024, arXiv:2402.03300, section 4.1.2).
 
     Args:
-        rewards_N: returns of all processes' episodes, a group after another; NaN for an episode that does not count.
-        size: episodes of a group.
-        scale: what the difference is divided by: the standard deviation of the "group", of the "batch", or "none".
+        rewards_N: returns of the episodes of all processes, group by group; NaN for an episode that does not count.
+        size: episodes per group.
+        scale: divisor of the difference: the standard deviation of the "group" or of the "batch", or "none".
 
     Returns:
-        `(advantages_N, scales_N)`: advantages, 0 where a return is NaN, and what they were divided by.
+        `(advantages_N, scales_N)`: advantages, 0 where a return is NaN, and the scales they were divided by.
     """
     groups_GM = rewards_N.view(-1, size)
     advantages_N = (groups_GM - groups_GM.nanmean(1, keepdim=True)).view(-1)
@@ -53,18 +53,18 @@ def _nanstd(x_GM: torch.Tensor) -> torch.Tensor:
 def turn_credit(
     episodes: Sequence[Episode], method: str, gamma: float, values_BK: Sequence[Sequence[float]] = ()
 ) -> list[list[float]]:
-    """What each turn of each episode earned, apart from what its episode did. Groups must be whole.
+    """The credit of each turn of each episode, apart from the advantage of its episode. Groups must be whole.
 
     - "turn": the return from the turn on, against the mean of the group's episodes at the same turn.
     - "state": the discounted return from the turn on, against the mean over all turns of the group that begin in the
-      same state (GiGPO; Feng et al., 2025, arXiv:2505.10978, eq. 6–8). A state met once says nothing: 0.
-    - "solver": by how many steps the turn came nearer to the solution, between -1 and 1; -1 for the turn that loses,
-      0 once lost (CAST, arXiv:2607.25308). Privileged: it reads the environment's `cost_to_go()`.
-    - "branch": the turn's reward and what it adds to the value of the state, r + V(s') − V(s); V is 0 at the end
+      same state (GiGPO; Feng et al., 2025, arXiv:2505.10978, eq. 6–8). A state visited once gets 0.
+    - "solver": how many steps closer to the solution the turn came, clipped to [-1, 1]; -1 for the turn that loses
+      the task, 0 after that (CAST, arXiv:2607.25308). Privileged: it reads the environment's `cost_to_go()`.
+    - "branch": the turn's reward plus the change in the value of the state, r + V(s') − V(s); V is 0 at the end
       (VinePPO, Kazemnejad et al., 2024, arXiv:2410.01679, eq. 5).
 
     Args:
-        episodes: B of them; invalid ones get 0 and are no part of a mean.
+        episodes: B of them; invalid ones get 0 and do not enter any mean.
         method: one of the above.
         gamma: discount of a turn, for "state".
         values_BK: the value of the state before each turn, for "branch".
@@ -73,7 +73,7 @@ def turn_credit(
         A value for each turn, B × K.
 
     Raises:
-        ValueError: An environment does not say what the method needs.
+        ValueError: An environment does not provide what the method needs.
     """
     if method in PRIVILEGED:
         _require_known(episodes, method)
@@ -92,7 +92,7 @@ def turn_credit(
     members: dict[Any, list[float]] = defaultdict(list)
     for b, episode in enumerate(episodes):
         keys: Sequence[Any] = range(len(episode.turn_ends))
-        if method == "state":  # a state that the environment does not name is like no other
+        if method == "state":  # a state without a key equals no other
             keys = [(b, k) if key is None else key for k, key in zip(keys, episode.state_keys)]
         anchors_BK.append([(episode.group_id, key) for key in keys])
         returns_BK.append(_returns_to_go(episode.turn_rewards, 1.0 if method == "turn" else gamma))
@@ -126,10 +126,10 @@ def _progress(before: float | None = None, after: float | None = None) -> float:
 
 
 def turn_columns(mask_BT: torch.Tensor, episodes: Iterable[Episode]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Episodes as per-token formulas read them.
+    """Columns of tokens from episodes, as the per-token formulas read them.
 
     Args:
-        mask_BT: 1 at the tokens that count; says shape and device.
+        mask_BT: 1 at the tokens that count; sets shape and device.
         episodes: B of them.
 
     Returns:
@@ -151,7 +151,7 @@ def turn_columns(mask_BT: torch.Tensor, episodes: Iterable[Episode]) -> tuple[to
 
 
 def over_tokens(values_BK: Sequence[Sequence[float]], turns_BT: torch.Tensor) -> torch.Tensor:
-    """A value for each turn, at each of its tokens: (B, T), 0 where `turns_BT` is -1."""
+    """Copy the value of each turn to all of its tokens: (B, T), 0 where `turns_BT` is -1."""
     table_BK = pad_sequence([torch.tensor([*values, 0.0]) for values in values_BK], batch_first=True)
     return table_BK.to(turns_BT.device).gather(1, turns_BT.clamp(min=0)).masked_fill(turns_BT < 0, 0.0)
 
@@ -172,7 +172,7 @@ def gae(
         rewards_BT: reward of each step; read at mask 1 only.
         values_BT: V(s_t); read at mask 1 only.
         mask_BT: 1 at sampled tokens.
-        bootstrap_B: value after the last step: 0 where the episode is over, V where an outside clock cut it.
+        bootstrap_B: value after the last step: 0 where the episode is over, V where a time limit cut it off.
         gamma: discount of a step.
         gae_lambda: 0 trusts the critic alone, 1 the rewards alone.
 
@@ -266,7 +266,7 @@ def value_loss(
     mask_BT: torch.Tensor,
     clip: float | None,
 ) -> torch.Tensor:
-    """Half the squared error, summed over the masked tokens; with `clip`, the larger of it and of the clipped one.
+    """Half the squared error, summed over the masked tokens; with `clip`, the larger of it and the clipped error.
 
     The clipped value stays within `clip` of the value at collection (Schulman's PPO code; Huang et al., 2022, "The 37
     implementation details of PPO", no. 9).
@@ -281,8 +281,8 @@ def value_loss(
 def update_baselines(baselines: dict[str, float], returns: Iterable[tuple[str, float]], decay: float) -> None:
     """Move the running mean return of each agent of a game towards the latest returns (SPIRAL, arXiv:2506.24119).
 
-    SPIRAL's b ← α b + (1 − α) R, once an episode; here the episodes of a batch have no order: for n of them
-    b ← αⁿ b + (1 − αⁿ) mean(R). An agent's first batch is its baseline.
+    SPIRAL updates b ← α b + (1 − α) R after each episode. The episodes of a batch have no order, so n of them give
+    b ← αⁿ b + (1 − αⁿ) mean(R). An agent's first batch sets its baseline.
 
     Args:
         baselines: by agent; changed in place.

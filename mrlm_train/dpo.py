@@ -7,8 +7,8 @@ Pairs come from Episodes that share a task (`mrlm collect --group-size 8`), from
 `rejected`), or, with `envs=`, from groups that the starting policy plays itself before training. TRL's trainer does the
 rest; in an episode of several turns only the tokens the policy sampled count.
 
-Take it for preferences that somebody else gave. On pairs from the policy's own attempts GRPO, or SFT on the better ones
-alone, gained more (`benchmarks/README.md`).
+Use it for preferences that come from elsewhere. On pairs of the policy's own attempts, GRPO, or SFT on the better
+attempts alone, gained more (`benchmarks/README.md`).
 
 Also a script: `accelerate launch mrlm_train/dpo.py --config my.yaml`.
 """
@@ -46,7 +46,7 @@ class DPOConfig(DatasetArguments, trl_dpo_config.DPOConfig):
     """TRL's settings, those of `DatasetArguments`, and these.
 
     Attributes:
-        margin: least difference of the rewards of a pair.
+        margin: smallest difference between the rewards of a pair.
         length_matched: among equally good and equally bad episodes, pair those closest in length.
         num_tasks: with `envs`: tasks the starting policy plays before training.
         num_generations: with `envs`: its attempts at each.
@@ -86,13 +86,13 @@ class DPOTrainer(DatasetTrainer, PairTrainer):
             episodes: Episodes, a JSONL file of them, or a preference file.
             args: settings.
             eval_episodes: for the evaluation loss.
-            envs: in place of `episodes`: where the starting policy plays its own groups first.
+            envs: environments in which the starting policy first plays groups of its own, instead of `episodes`.
             eval_envs: where `evaluate` plays, on the test split; it then replaces the evaluation loss.
             processing_class: the tokenizer; loaded from the model's path unless given.
             **trl_arguments: TRL's other arguments (`ref_model`, `peft_config`, `callbacks` …).
 
         Raises:
-            ValueError, TypeError: In one line, before any training.
+            ValueError, TypeError: On a bad argument, in one line and before any training.
         """
         args = check_config(args, DPOConfig)
         episodes = args.episodes if episodes is None else episodes

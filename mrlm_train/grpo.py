@@ -10,7 +10,7 @@ al., 2024, arXiv:2402.03300). Every field of `trl.GRPOConfig` means what it mean
 episode after its prompt, `num_train_epochs` counts passes over finite task sources and batches of endless ones.
 
 Self-play: in a game every agent that the policy plays gives an episode, measured against the running mean of that
-agent's returns (SPIRAL, Liu et al., 2025, arXiv:2506.24119): a group's mean has both sides of a zero-sum game in it.
+agent's returns (SPIRAL, Liu et al., 2025, arXiv:2506.24119): a group's mean would mix both sides of a zero-sum game.
 
 Also a script: `accelerate launch mrlm_train/grpo.py --config my.yaml`.
 """
@@ -56,22 +56,22 @@ class GRPOConfig(RolloutArguments, trl_grpo_config.GRPOConfig):
     """TRL's settings, those of `RolloutArguments`, and these.
 
     Attributes:
-        num_minibatches: updates that a collected batch is split into, so that clipping acts. It sets TRL's
+        num_minibatches: updates that a collected batch is split into, so that clipping has an effect. It sets TRL's
             `steps_per_generation`; each update still takes as many episodes as without it.
-        target_kl: KL(before ‖ after), in nats a token, that an update should not exceed: the learning rate follows the
-            measured KL, up to the schedule's, and an update that goes much further is undone (see
+        target_kl: KL(before ‖ after), in nats per token, that an update should not exceed: the learning rate follows
+            the measured KL, up to the schedule's, and an update that goes much further is undone (see
             `safety.TrustRegion`). None measures nothing.
         credit: what a turn's tokens are credited with, see `advantages.turn_credit`. "episode": the episode's return
             against its group's (GRPO). "turn": the return from the turn on. "state": GiGPO, needs the environment's
             `state_key()`. "solver": CAST, needs its `cost_to_go()`: privileged knowledge, used in training only.
             "branch": VinePPO, needs an environment that can be replayed (`metadata["deterministic"]`).
-        credit_weight: of the turn's term in "state" and "solver", beside the episode's.
+        credit_weight: weight of the turn's term in "state" and "solver", relative to the episode's.
         credit_gamma: discount of a turn in "state".
         credit_branches: fresh episodes from each state in "branch".
         dynamic_sampling: rounds in which groups whose rewards are all equal, and so teach nothing, are replaced by
             groups of other tasks (DAPO, arXiv:2503.14476); 0 is off.
-        top_groups: share of the groups, those whose rewards vary most, that enter the loss (GRL); 1 keeps all.
-        baseline_decay: how much of a game's baseline, one for each environment and agent, an episode leaves.
+        top_groups: share of the groups that enter the loss, those whose rewards vary most (GRL); 1 keeps all.
+        baseline_decay: decay per episode of the running baselines of games, one for each environment and agent.
     """
 
     CREDIT: ClassVar[tuple[str, ...]] = ("episode", "turn", "state", "solver", "branch")
@@ -114,7 +114,7 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
     """TRL's `GRPOTrainer` on environments.
 
     Attributes:
-        episodes: this process's episodes of the last generation, for whoever wants to look at them.
+        episodes: this process's episodes of the last generation, for inspection.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
             **trl_arguments: TRL's other arguments (`peft_config`, `callbacks`, `optimizers` …).
 
         Raises:
-            ValueError, TypeError: In one line, before any training.
+            ValueError, TypeError: On a bad argument, in one line and before any training.
         """
         args = check_config(args, GRPOConfig)
         model, processing_class = resolve(model, processing_class, args.model_init_kwargs)
@@ -150,13 +150,13 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
             args.num_generations or 1
         ):
             raise ValueError(
-                f"{wants_groups} needs whole groups in each process: its {episodes} episodes are no groups of "
+                f"{wants_groups} needs whole groups in each process: {episodes} episodes do not divide into groups of "
                 f"{args.num_generations}; raise per_device_train_batch_size or gradient_accumulation_steps"
             )
         pool = EnvPool(entries(envs), args.env_threads, args.step_timeout)
         pool.privileged = [PRIVILEGED[args.credit]] if args.credit in PRIVILEGED else []
         if args.credit not in ("episode", "critic") and any(pool.agents):
-            raise ValueError(f"credit: {args.credit} is for environments of one agent; for a game take episode")
+            raise ValueError(f"credit: {args.credit} is for environments of one agent; for a game use episode")
         if args.credit == "branch":
             require_replay(pool)
         self.eval_envs = pool.envs if eval_envs is None else entries(eval_envs)
@@ -186,7 +186,7 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         self._top: set[str] | None = None
 
     def make_batch(self, rows: list[dict[str, Any]]) -> Batch:
-        """A generation, in the order in which it happens; TRL then takes the loss of each micro-batch of it."""
+        """One generation, in the order in which it happens; TRL then computes the loss of each of its micro-batches."""
         episodes = self.collect(rows)  # roll out
         batch = self.to_batch(episodes)  # ids and masks
         if self.is_off_policy:
@@ -196,13 +196,13 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         return batch
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
-        """TRL's clipped policy loss; the trust region will measure the update that it is for."""
+        """TRL's clipped policy loss; also prepares the trust region, which measures the update."""
         loss, log_probs_BT = self.policy_loss(model, batch)
         self.trust_region.prepare(batch, log_probs_BT)
         return loss
 
     def credit(self, episodes: Sequence[Episode], mask_BT: torch.Tensor) -> torch.Tensor:
-        """Advantages: (B,), an episode's return against its group's mean (in a game its agent's); by turn, (B, T)."""
+        """Advantages against the group's mean return (in a game, the agent's): (B,), or (B, T) with credit by turn."""
         scale: Any = self.args.scale_rewards
         advantages_N, scales_N = group_advantages(self.gather_rewards(episodes), self.args.num_generations or 1, scale)
         first = self.accelerator.process_index * len(episodes)
@@ -215,21 +215,21 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         if method == "episode":
             return advantages_B
         values_BK: list[list[float]] = []
-        if method == "branch":  # draws apart from those of all rows
+        if method == "branch":  # draws that no row has
             draw = self._draw(1 << 31 | first << 12)
             values_BK = branch_values(self.rollout, episodes, self.args.credit_branches, draw)
         terms_BK = turn_credit(episodes, method, self.args.credit_gamma, values_BK)
         terms_BT = over_tokens(terms_BK, turn_columns(mask_BT, episodes)[1])
-        if method == "solver":  # steps, not returns
+        if method == "solver":  # in steps, not returns: not scaled
             return advantages_B[:, None] + self.args.credit_weight * terms_BT
-        # one scale for a group: dividing by the spread of a few equal states would inflate their term, and so would
+        # one scale per group: dividing by the spread of a few equal states would inflate their term, and so would
         # dividing by that of a group whose returns are all equal
         scales_B1 = scales_N[first : first + len(episodes), None].nan_to_num(nan=0.0)
         terms_BT = terms_BT / torch.where(scales_B1 < 0.01, 1.0, scales_B1)
         return terms_BT if method in ("turn", "branch") else advantages_B[:, None] + self.args.credit_weight * terms_BT
 
     def collect(self, rows: list[dict[str, Any]]) -> list[Episode]:
-        """Play one episode for each row; rows of a group are alike but for their draw."""
+        """Play one episode for each row; the rows of a group differ only in their draw."""
         step = self.state.global_step  # which several generations may share
         self._drawn = (step, self._drawn[1] + 1 if self._drawn[0] == step else 0)
         first = self.accelerator.process_index * len(rows)
@@ -253,13 +253,13 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         return played
 
     def _draw(self, row: int) -> int:
-        """The draw of a row, counted over all processes: the same episodes, however many processes share them."""
+        """The draw of a row, counted over all processes, so that episodes do not depend on the number of processes."""
         step, count = self._drawn
         return ((step << 16 | count) << 32) + row
 
     @property
     def baselines(self) -> dict[str, float]:
-        """Running mean returns by agent of a game; a part of the Trainer's state, so checkpoints keep them."""
+        """Running mean return of each agent of a game; part of the Trainer's state, so checkpoints keep them."""
         return self.state.stateful_callbacks.setdefault("seat_baselines", {})  # type: ignore[union-attr, return-value]
 
     def baseline(self, episode: Episode) -> float:
@@ -318,7 +318,7 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
 
 
 def _flat_groups(played: Sequence[Episode], size: int) -> list[int]:
-    """Indices of the episodes in groups whose valid rewards are all equal; games have a baseline of another kind."""
+    """Indices of the episodes in groups whose valid rewards are all equal; games have no group baseline."""
     flat: list[int] = []
     for start in range(0, len(played), size):
         members = range(start, min(start + size, len(played)))
@@ -328,12 +328,12 @@ def _flat_groups(played: Sequence[Episode], size: int) -> list[int]:
 
 
 def _other_task(request: Request, attempt: int) -> Request:
-    """Another task for a whole group: all its members move by the same distance."""
+    """Another task for a whole group: the seeds of all its members move by the same amount."""
     return dataclasses.replace(request, seed=request.seed + attempt * _REPLACEMENT_STRIDE)
 
 
 def _without_tokens(episode: Episode) -> Episode:
-    """What statistics read of an episode, small enough to send to every process."""
+    """A copy of an episode with only what statistics read, small enough to send to every process."""
     info = {"error": episode.info.get("error") or episode.stop_reason}
     tokens: dict[str, Any] = dict.fromkeys(("prompt_ids", "completion_ids", "action_mask", "logprobs"))
     return dataclasses.replace(episode, kwargs={}, options={}, messages=[], sampling={}, info=info, **tokens)

@@ -9,7 +9,7 @@ then the clipped policy loss plus the value loss. TRL has dropped its PPO; this 
 critic, so every field of `trl.GRPOConfig` means what it means there, and there are no groups unless `num_generations`
 asks for them.
 
-Take it where a task cannot be played several times, or episodes are long. Elsewhere GRPO does as well in two thirds of
+Use it where a task cannot be played several times, or episodes are long. Elsewhere GRPO does as well in two thirds of
 the CPU time; on episodes as short as ours no benefit of the critic has been measured (`benchmarks/README.md`).
 
 Shape letters: B episodes, T completion tokens, S = T + 1 states, H hidden size.
@@ -48,7 +48,7 @@ class PPOConfig(GRPOConfig):
 
     Attributes:
         credit: "critic": advantages by GAE. The other methods compare a group's episodes, and are GRPO's.
-        num_generations: episodes of one task. PPO needs no groups.
+        num_generations: episodes per task. PPO needs no groups.
         gamma: discount of a step (a token, or a turn).
         gae_lambda: 0 trusts the critic alone, 1 the rewards alone: right for short episodes, where returns vary little
             and a critic that is still wrong would mislead the policy.
@@ -56,12 +56,12 @@ class PPOConfig(GRPOConfig):
         value_loss_coef: weight of the value loss; 0 leaves the critic at V = 0, so that the baseline is the batch's
             mean (with `whiten_advantages`).
         value_clip_range: how far a value may move from what it was at collection; None does not clip.
-        value_learning_rate: of the value head, which starts from zero and has much to learn.
+        value_learning_rate: learning rate of the value head, which starts from zero and has much to learn.
         critic_warmup_steps: steps at the start in which only the value head learns.
-        whiten_advantages: to mean 0 and variance 1 over the sampled tokens of the batch, on all processes.
+        whiten_advantages: normalise to mean 0 and variance 1 over the sampled tokens of the batch, on all processes.
         kl_in: where `beta` times the KL goes: "loss" (TRL's), or "reward", token by token, as RLHF does it.
-        bootstrap_truncated: an episode cut by an outside clock (`TimeLimit`) is worth V of where it was cut. An
-            episode cut by its own length (token or turn budget) is always worth 0 from there: stalling must not pay.
+        bootstrap_truncated: an episode that an external time limit (`TimeLimit`) cuts off is bootstrapped with V of its
+            last state. An episode that exhausts its own token or turn budget always gets 0: stalling must not pay.
     """
 
     CREDIT: ClassVar[tuple[str, ...]] = ("critic",)
@@ -138,7 +138,7 @@ class PPOTrainer(HeadTrainer, GRPOTrainer):
             **trl_arguments: TRL's other arguments (`peft_config`, `callbacks`, `optimizers` …).
 
         Raises:
-            ValueError, TypeError: In one line, before any training.
+            ValueError, TypeError: On a bad argument, in one line and before any training.
         """
         args = check_config(args, PPOConfig)
         super().__init__(model, envs, args, eval_envs, processing_class, **trl_arguments)
@@ -172,7 +172,7 @@ class PPOTrainer(HeadTrainer, GRPOTrainer):
         args, total = self.args, self.total
         mask_BT, values_BT = loss_mask(batch), values_BS[:, :-1]
         rewards_BT, turns_BT, ends_B = turn_columns(mask_BT, episodes)
-        for b, episode in enumerate(episodes):  # in a game the critic learns what the mean return of the agent leaves
+        for b, episode in enumerate(episodes):  # in a game the critic learns the return less the agent's mean
             if episode.turn_ends:
                 rewards_BT[b, episode.turn_ends[-1]] -= self.baseline(episode)
         if args.beta and args.kl_in == "reward":
@@ -205,7 +205,7 @@ class PPOTrainer(HeadTrainer, GRPOTrainer):
         return policy_loss + self.args.value_loss_coef * summed / tokens
 
     def collect(self, rows: list[dict[str, Any]]) -> list[Episode]:
-        """As GRPO's; where the critic is asked for the value after the end, the last observation is appended."""
+        """As in GRPO; where the value after the end is bootstrapped, the last observation is appended."""
         played = super().collect(rows)
         for episode in played:
             if self._is_cut(episode):
@@ -213,7 +213,7 @@ class PPOTrainer(HeadTrainer, GRPOTrainer):
         return played
 
     def _is_cut(self, episode: Episode) -> bool:
-        """Whether an outside clock, and nothing that the policy did, has ended the episode."""
+        """Whether an external time limit, and nothing that the policy did, ended the episode."""
         return (
             self.args.bootstrap_truncated
             and episode.valid
@@ -258,7 +258,7 @@ class ValueHead(nn.Module):
 
     @contextmanager
     def reading(self) -> Iterator[list[torch.Tensor]]:
-        """Within it, every forward pass of the policy adds its values (B, T) to the list."""
+        """Collect the values (B, T) of every forward pass of the policy inside the block."""
         self._values = []
         try:
             yield self._values
@@ -276,8 +276,8 @@ def attach_value_head(model: Any, in_its_dtype: bool = False) -> ValueHead:
 
     Args:
         model: the policy.
-        in_its_dtype: the head has the policy's dtype, as FSDP needs it: the parameters that it shards together have
-            one dtype. Otherwise the head is float32: updates of a 16-bit head vanish in its rounding.
+        in_its_dtype: give the head the policy's dtype, as FSDP requires of parameters that it shards together.
+            Otherwise the head is float32: small updates of a 16-bit head are lost to rounding.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     weight = next(parameter for parameter in inner.parameters() if parameter.is_floating_point())

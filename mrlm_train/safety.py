@@ -1,4 +1,4 @@
-"""What keeps a run from destroying its policy, and what says so when a run goes wrong."""
+"""Safeguards: a trust region that keeps a run from destroying its policy, and alarms for a run that goes wrong."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from transformers import TrainerCallback
 
 from mrlm_train.trl_hooks import Batch, loss_mask
 
-_REJECT = 10  # times the target; updates of up to seven times did no harm where they were measured
-_ROWS = 64  # episodes a process scores again
+_REJECT = 10  # times the target; in measurements, updates of up to seven times the target did no harm
+_ROWS = 64  # episodes that each process scores again
 
 
 class TrustRegion(TrainerCallback):
-    """Holds the learning rate where an update moves the policy by `target_kl` at most.
+    """Adapts the learning rate so that an update moves the policy by about `target_kl` at most.
 
-    After an update, KL(before ‖ after) is estimated by scoring a part of its last micro-batch again, over all
-    processes. As the KL of a step grows with the square of its length, the rate is multiplied by √(target / KL), by
-    1/4 to 1.2 at a time, and never above what the schedule says. An update that went further than `_REJECT` times the
-    target is undone: without a warm-up Adam's first steps have full length whatever the gradient, and one of them can
-    destroy a policy. Rates that follow the KL are rl_games' and RSL-RL's (`schedule: adaptive`; they move by fixed
-    factors); the constants here are measured (`benchmarks/README.md`). PPO's clip cannot do this: with one update a
-    batch its ratio is 1.
+    After an update, KL(before ‖ after) is estimated by scoring part of its last micro-batch again, over all processes.
+    As the KL of a step grows with the square of its length, the rate is multiplied by √(target / KL), limited to 1/4
+    to 1.2 per update; it never exceeds the schedule's. An update that went further than `_REJECT` times the target is
+    undone: without warm-up, Adam's first steps have full length whatever the gradient, and one of them can destroy a
+    policy. rl_games and RSL-RL also let the rate follow the KL (`schedule: adaptive`, by fixed factors); the constants
+    here are measured (`benchmarks/README.md`). PPO's clip cannot do this: with one update per batch its ratio is 1.
 
-    The critic's parameter group keeps its rate. Dropout counts as movement. Under DeepSpeed, which keeps weights of its
-    own, nothing is undone.
+    The critic's parameter group keeps its rate. Dropout counts as movement. DeepSpeed keeps its own copy of the
+    weights, so nothing is undone there.
 
     Attributes:
-        warmup_steps: first steps of the run in which the policy is held and only the critic learns.
+        warmup_steps: steps at the start of the run in which the policy is frozen and only the critic learns.
     """
 
     warmup_steps = 0
@@ -41,7 +40,7 @@ class TrustRegion(TrainerCallback):
         """
         Args:
             trainer: an `EpisodeTrainer`.
-            target_kl: nats a token; None measures nothing.
+            target_kl: in nats per token; None measures nothing.
         """
         self.trainer, self.target_kl = trainer, target_kl
         self._before: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
@@ -50,11 +49,11 @@ class TrustRegion(TrainerCallback):
 
     @property
     def scale(self) -> float:
-        """What the schedule's rate is multiplied by; a part of the Trainer's state, so checkpoints keep it."""
+        """Factor on the schedule's rate; part of the Trainer's state, so checkpoints keep it."""
         return self.trainer.state.stateful_callbacks.get("trust_region", {}).get("scale", 1.0)
 
     def prepare(self, batch: Batch, log_probs_BT: torch.Tensor) -> None:
-        """With the loss of an update's last micro-batch: set its rate, keep what `on_optimizer_step` compares with."""
+        """At the loss of an update's last micro-batch: set the rate, and keep the log-probs for `on_optimizer_step`."""
         trainer = self.trainer
         if not trainer.accelerator.sync_gradients or trainer.optimizer is None:
             return
@@ -68,12 +67,12 @@ class TrustRegion(TrainerCallback):
             self._log_probs_BT = log_probs_BT[:_ROWS]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The activations are gone: the place for a copy of the weights that are about to change."""
+        """Copy the weights that are about to change, now that the activations have been freed."""
         if self.target_kl is not None and not self.trainer.is_deepspeed_enabled:
             self._before = [(p, p.detach().clone()) for group, _ in self._rates for p in group["params"]]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The update is done: measure it, undo it if it went too far, and set the rate of the next."""
+        """Measure the update, undo it if it went too far, and set the rate of the next one."""
         for group, rate in self._rates:
             group["lr"] = rate
         if self._rates and self.target_kl is not None and state.global_step >= self.warmup_steps:
@@ -85,7 +84,7 @@ class TrustRegion(TrainerCallback):
         self._rates, self._before = [], []
 
     def _kl(self) -> float:
-        """The mean of r − 1 − log r, r = after / before, over tokens that the policy sampled, of all processes.
+        """The mean of r − 1 − log r, r = after / before, over the tokens that the policy sampled in all processes.
 
         Schulman, "Approximating KL Divergence", 2020: never negative, low variance.
         """
@@ -109,16 +108,16 @@ class TrustRegion(TrainerCallback):
         if scale < 0.5 and not self._has_warned and trainer.accelerator.is_main_process:
             self._has_warned = True
             warnings.warn(
-                f"step {trainer.state.global_step}: an update moved the policy by {kl:.2g} nats a token, further than "
+                f"step {trainer.state.global_step}: an update moved the policy by {kl:.2g} nats per token, more than "
                 f"target_kl={target:g}; the learning rate is now {scale:.2f} of the schedule's and follows the "
-                "divergence (rate_scale in the log); start with a lower learning_rate or more warmup_steps, or raise "
+                "measured KL (rate_scale in the log); start with a lower learning_rate or more warmup_steps, or raise "
                 "target_kl for a policy that has nothing to lose yet",
                 stacklevel=2,
             )
 
 
 class Alarms(TrainerCallback):
-    """Warns once of each sign that a run is not learning, with the likely cause."""
+    """Warns once about each sign that a run is not learning, with the likely cause."""
 
     WINDOW = 5  # logs
 
@@ -137,7 +136,7 @@ class Alarms(TrainerCallback):
             self._look(args)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look at a run with fewer logs than that, too."""
+        """Look at a run that ended with fewer than `WINDOW` logs, too."""
         if self._recent:
             self._look(args)
 

@@ -1,13 +1,13 @@
-"""Supervised fine-tuning on Episodes: TRL's trainer on token ids made once.
+"""Supervised fine-tuning on Episodes: TRL's trainer on token ids that are computed once.
 
     trainer = SFTTrainer("Qwen/Qwen2.5-0.5B-Instruct", episodes="runs/collect/episodes.jsonl")
     trainer.train()
 
-With `envs=` instead of `episodes=` the environments' own experts play first (`num_episodes`). By `mode` the model
-learns what the policy said ("behavioral_cloning"), what the environment answered and paid ("world_model", see
-`world_model.py`), or both, each in rows of its own ("combined").
+With `envs=` instead of `episodes=` the environments' own experts play first (`num_episodes`). `mode` selects
+what the model learns: what the policy said ("behavioral_cloning"), what the environment answered and paid
+("world_model", see `world_model.py`), or both, in separate rows ("combined").
 
-Take it first, until some attempts at a task succeed; go on with it where there are more demonstrations, which then do
+Start with it, until some attempts at a task succeed. Continue with it where there are more demonstrations: they can do
 as well as reinforcement learning (ToolUse in `benchmarks/README.md`).
 
 Also a script: `accelerate launch mrlm_train/sft.py --config my.yaml`.
@@ -75,16 +75,16 @@ class SFTTrainer(DatasetTrainer, trl_sft_trainer.SFTTrainer):
         """
         Args:
             model: a path, a hub name, or a causal LM.
-            episodes: what to learn from: Episodes, or a JSONL file of them. Ids are made where they are missing.
+            episodes: Episodes to learn from, or a JSONL file of them. Missing token ids are computed.
             args: settings.
             eval_episodes: for the evaluation loss.
-            envs: in place of `episodes`: where the experts play.
+            envs: environments whose experts play, instead of `episodes`.
             eval_envs: where `evaluate` plays, on the test split; it then replaces the evaluation loss.
             processing_class: the tokenizer; loaded from the model's path unless given.
             **trl_arguments: TRL's other arguments (`peft_config`, `callbacks` …).
 
         Raises:
-            ValueError, TypeError: In one line, before any training.
+            ValueError, TypeError: On a bad argument, in one line and before any training.
         """
         args = check_config(args, SFTConfig)
         episodes = args.episodes if episodes is None else episodes
@@ -94,7 +94,7 @@ class SFTTrainer(DatasetTrainer, trl_sft_trainer.SFTTrainer):
         chat = model_chat(model, tokenizer, args)
         if episodes is None:
             played = [expert_episodes(envs or [], args.num_episodes, args.seed)]
-            # An environment may not play the same twice, but all processes learn the same.
+            # an environment may not play the same episode twice, but all processes must learn from the same ones
             broadcast_object_list(played)
             episodes = played[0]
             if args.system_prompt is not None:  # the experts saw their environment's own
@@ -108,10 +108,10 @@ class SFTTrainer(DatasetTrainer, trl_sft_trainer.SFTTrainer):
 
 
 def episode_dataset(episodes: Iterable[Episode], chat: Chat, mode: str = "behavioral_cloning") -> Dataset:
-    """Rows of `input_ids` and `completion_mask`, as TRL takes them; ids are made where they are missing.
+    """Rows of `input_ids` and `completion_mask`, as TRL takes them; missing ids are computed.
 
     Raises:
-        ValueError: No valid episode is left, or ids are of another tokenizer.
+        ValueError: No valid episode is left, or ids come from another tokenizer.
     """
     played = list(episodes)
     rows: list[dict[str, list[int]]] = []

@@ -31,7 +31,7 @@ TRL_ONLY = {"reward_funcs": "envs", "train_dataset": "envs", "eval_dataset": "ev
 
 
 class Strict:
-    """Refuses, in one line, keyword arguments that neither a class nor its bases take, and values without a meaning."""
+    """Refuses, in one line, keyword arguments that neither a class nor its bases take, and values out of range."""
 
     def __new__(cls, *args: Any, **given: Any) -> Self:
         """
@@ -53,14 +53,14 @@ class RolloutArguments(Strict):
     """What every trainer's config adds to TRL's for playing episodes, in training or in evaluation.
 
     Attributes:
-        bf16: None is on where there is a GPU (TRL switches it on everywhere).
-        gradient_checkpointing: None is on where there is a GPU (TRL switches it on everywhere).
-        max_turns: most turns of an episode; None leaves it to the environment.
-        max_turn_tokens: most tokens of a turn; None is `max_completion_length`.
+        bf16: None turns it on where there is a GPU (TRL turns it on everywhere).
+        gradient_checkpointing: None turns it on where there is a GPU (TRL turns it on everywhere).
+        max_turns: maximum number of turns of an episode; None leaves it to the environment.
+        max_turn_tokens: maximum number of tokens of a turn; None is `max_completion_length`.
         engine: "auto", or one of `policy.engine_for`.
         rows: episodes decoded at once in a process.
         env_threads: environments stepped at once in a process.
-        step_timeout: most seconds of an environment's step; one that takes longer ends its episode with reward 0.
+        step_timeout: time limit of an environment's step in seconds; a slower step ends its episode with reward 0.
         max_invalid_share: share of invalid episodes in a batch above which training stops.
         system_prompt: replaces every environment's own.
         eval_episodes: episodes per environment in an evaluation.
@@ -83,7 +83,7 @@ class RolloutArguments(Strict):
     save_episodes: int = 8
 
     def __post_init__(self) -> None:
-        """Before TRL's: on a CPU, switch off what only costs there; what the user has set stays."""
+        """Before TRL's: set bf16, fp16, gradient checkpointing and pinned memory as the CPU or the GPU needs them."""
         args: Any = self
         on_cpu = args.use_cpu or not torch.accelerator.is_available()
         if args.bf16 is None and on_cpu:
@@ -115,11 +115,11 @@ class DatasetArguments(RolloutArguments):
 
     Attributes:
         max_length: longest row in tokens; None, unlike TRL, truncates nothing.
-        episodes: in YAML: a file of Episodes (for DPO, or of preferences).
+        episodes: in YAML, the path of a file of Episodes (or, for DPO, of preferences).
         max_completion_length: token budget of an episode after its prompt.
-        temperature: of the episodes played, in DPO before training; evaluation has `eval_temperature`.
-        top_p: as `temperature`.
-        top_k: as `temperature`.
+        temperature: temperature of the episodes that DPO plays before training; evaluation has `eval_temperature`.
+        top_p: probability mass to sample from, in evaluation too; 1 keeps all tokens.
+        top_k: number of most probable tokens to sample from, in evaluation too; 0 keeps all.
         chat_template_kwargs: passed to the chat template.
     """
 
@@ -136,7 +136,7 @@ class PlayedEvaluation(Strict, WholeCheckpoints):
     """A `Trainer` whose `evaluate` plays episodes on the test split; a mixin before TRL's class.
 
     Attributes:
-        policy: what plays: the model in training.
+        policy: the model in training, wrapped to play episodes.
         eval_envs: where to evaluate; empty leaves evaluation to TRL.
         opponents: the frozen models of games; those of the rollout unless set.
     """
@@ -150,7 +150,7 @@ class PlayedEvaluation(Strict, WholeCheckpoints):
     _eval_rollout: Rollout | None = None
 
     def open_policy(self, chat: Chat, name: str = "policy") -> None:
-        """After TRL's constructor: the model in training as a policy that plays, with all processes where needed."""
+        """After TRL's constructor: make the model in training a policy that plays, with all processes where needed."""
         trainer: Any = self
         args = self.args
         self.policy = Policy(self.model, chat, name, args.engine, args.rows, session=lambda: decoding_session(self))
@@ -212,7 +212,7 @@ class DatasetTrainer(PlayedEvaluation):
         """Call TRL's constructor, then open the policy.
 
         Args:
-            chat: how the policy is addressed in evaluation.
+            chat: chat template of the policy, for evaluation.
             rows: what to train on, in TRL's columns.
             eval_rows: for the evaluation loss.
             eval_envs: where to play in evaluation.
