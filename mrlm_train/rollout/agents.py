@@ -32,7 +32,7 @@ class AgentConfig:
         policy: "policy" (the policy that acts, and in training learns), "past" (a frozen copy of the policy in
             training: as it was at the start, unless `refresh_every` is set), a model folder or Hub name (frozen), a
             chat endpoint, or an `ActFunction`, also as `module:function`.
-        refresh_every: Every so many optimizer steps the frozen model becomes a copy of the policy as it then is.
+        refresh_every: Number of optimizer steps after which the frozen model becomes a copy of the current policy.
     """
 
     policy: str | ActFunction = POLICY
@@ -103,7 +103,7 @@ def assign_agents(agents: Mapping[str, Any], possible: Sequence[str]) -> dict[st
 
 
 def import_name(name: str) -> Any:
-    """What `module:name` stands for.
+    """The object that `module:name` names.
 
     Raises:
         ValueError: If there is no such module or name.

@@ -1,9 +1,9 @@
-"""Values of the states of played episodes, from fresh episodes that branch off there.
+"""Values of the states of played episodes, estimated from fresh episodes that branch off there.
 
 VinePPO (Kazemnejad et al., 2024, arXiv:2410.01679): no critic; V(s) is the mean return of a few episodes that the
 policy plays from s on. A branch replays the actions up to s in an environment of its own, so the environment must be
-deterministic (`metadata["deterministic"]`); that it shows what it showed before is checked. The policy goes on from
-exactly the token ids that it had there.
+deterministic (`metadata["deterministic"]`); each replayed observation is compared with the original. The policy
+continues from exactly the token ids that it had at s.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ State = tuple[str, tuple[str, ...]]  # the task, and the actions since its start
 
 @dataclass(frozen=True, kw_only=True)
 class Branch(Request):
-    """An episode that goes on from a turn of another.
+    """An episode that continues from a turn of another.
 
     Attributes:
-        origin: The other, with its token ids.
-        turn: Its first turn that is played anew.
+        origin: The other episode, with its token ids.
+        turn: The first turn that is played again.
     """
 
     origin: Episode = field(repr=False)
@@ -41,7 +41,7 @@ class Branch(Request):
 
 
 class BranchSession(EnvironmentSession):
-    """An environment that is brought to where a branch begins."""
+    """An environment session that is replayed up to the start of a branch."""
 
     request: Branch
 
@@ -60,7 +60,7 @@ class BranchSession(EnvironmentSession):
 
 
 class BranchConversation(EpisodeConversation):
-    """A conversation whose prompt is all that the policy had seen and said before the branch."""
+    """A conversation whose prompt is everything that the policy saw and said before the branch."""
 
     def __init__(
         self, session: BranchSession, policy: Policy, sampling: Sampling, progress: Progress | None = None
@@ -88,14 +88,14 @@ def require_replay(pool: EnvPool) -> None:
     """Refuse environments that cannot be replayed.
 
     Raises:
-        ValueError: One does not say that it is deterministic.
+        ValueError: An environment does not declare itself deterministic.
     """
     for index, entry in enumerate(pool.envs):
         env = pool.take(index)
         pool.give(index, env)
         if not (getattr(env.unwrapped, "metadata", None) or {}).get("deterministic"):
             raise ValueError(
-                f"credit: branch replays episodes, and environment {entry.id} does not say that it is deterministic "
+                f"credit: branch replays episodes, and environment {entry.id} does not declare itself deterministic "
                 '(metadata["deterministic"]); choose credit: turn or episode'
             )
 
@@ -103,22 +103,22 @@ def require_replay(pool: EnvPool) -> None:
 def branch_values(
     rollout: Rollout, played: Sequence[Episode], branches: int, draw: int, from_start: bool = False
 ) -> list[list[float]]:
-    """The value of the state before each turn: the mean return from there on of fresh episodes.
+    """The value of the state before each turn: the mean return of fresh episodes from there on.
 
-    Turns that come after the same actions in the same task are one state.
+    Turns that follow the same actions in the same task have the same state.
 
     Args:
         rollout: Plays them.
         played: Episodes of single-agent environments, in whole groups; invalid ones get zeros.
         branches: Fresh episodes from each state.
-        draw: First of the draws of the fresh episodes, apart from all others of the run.
+        draw: First draw of the fresh episodes, whose draws must differ from all others of the run.
         from_start: Play fresh episodes of the first state, too; otherwise its value is the mean return of the group.
 
     Returns:
         A value for each turn, B × K.
 
     Raises:
-        ValueError: A replay was not like its original.
+        ValueError: A replay differs from its original.
     """
     pool = rollout.pool
     entry_of = {
@@ -156,5 +156,5 @@ def _state(episode: Episode, turn: int) -> State:
 
 
 def _spoken(episode: Episode) -> list[int]:
-    """Where the agent's turns are among the messages."""
+    """Indices of the agent's turns among the messages."""
     return [i for i, message in enumerate(episode.messages) if message["role"] == "assistant"]

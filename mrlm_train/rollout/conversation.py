@@ -1,7 +1,7 @@
-"""One episode in progress: an environment session on one side, and on the other whoever acts.
+"""One episode in progress: an environment session on one side, and whoever acts on the other.
 
 `Dialogue` turns what a session observes and rewards into an `Episode` of messages.
-`EpisodeConversation` adds the token ids: what an engine samples and what the environment answers, exactly.
+`EpisodeConversation` adds the exact token ids: those an engine samples and those of the environment's answers.
 `ExpertConversation` takes the environment's own reference action for each turn, `ChatDialogue` a chat endpoint's reply.
 """
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:  # torch is slow to import, and an expert needs none
     from mrlm_train.inference.sampling import Sampling
 
 Result = tuple[str, float, bool, bool, dict[str, Any]]
-"""`(observation, reward, terminated, truncated, info)`, of a reset too, whose reward is 0."""
+"""`(observation, reward, terminated, truncated, info)`, also of a reset, whose reward is 0."""
 
 ScoreFunction = Callable[[str, float, dict[str, Any]], float]
 """`(observation, reward, info) -> reward`: the reward of a step as the episode keeps it; raises if it is not finite."""
 
 Progress = Callable[[Episode], object]
-"""Called with each episode at its end. What it raises stops the run."""
+"""Called with each episode at its end. An exception that it raises stops the run."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class EnvironmentSession:
         agent: The agent of a game that acts in the session, None outside of games.
         number: The agent's place in its game, from 1; 0 outside of games.
         env: The environment, while the episode is played.
-        privileged: For each method in `pool.privileged` its values at the reset and after each step.
+        privileged: For each method in `pool.privileged`, its values at the reset and after each step.
     """
 
     agent: str | None = None
@@ -82,11 +82,11 @@ class EnvironmentSession:
         return self.pool.submit(self._reset)
 
     def step(self, action: str) -> Future[Result]:
-        """Take an action; the result comes when the agent is to act again, or all is over."""
+        """Take an action; the result comes when the agent is to act again, or when the episode is over."""
         return self.pool.submit(lambda: self._step(action))
 
     def stop_acting(self) -> Future[Result] | None:
-        """The policy has no budget left: the final result, if there is one to wait for."""
+        """End the agent's actions, as its budget is spent; returns the final result, if there is one to wait for."""
         return None
 
     def expert(self) -> str | None:
@@ -99,7 +99,7 @@ class EnvironmentSession:
         if self.env is None:
             return
         if has_failed:
-            self.pool.drop(self.env)  # in whatever state it is, no other episode gets it
+            self.pool.drop(self.env)  # its state is unknown, so no other episode may use it
         else:
             self.pool.give(self.request.entry, self.env)
         self.env = None
@@ -124,7 +124,7 @@ class EnvironmentSession:
 
 
 class Dialogue:
-    """An episode in messages. Where its agent is to act, `poll` returns `Feed` and `act` takes the action.
+    """An episode as messages. When its agent is to act, `poll` returns `Feed`, and `act` takes the action.
 
     Attributes:
         session: Where it is played.
@@ -142,7 +142,7 @@ class Dialogue:
         Args:
             session: Where it is played.
             policy: Who acts.
-            sampling: Its budgets, which the Episode keeps; None for an expert, which has none.
+            sampling: The budgets, which the Episode records; None for an expert, which has none.
             progress: Called with the episode at its end.
         """
         pool, request = session.pool, session.request
@@ -188,11 +188,11 @@ class Dialogue:
         self._result = self.session.step(action)
 
     def render(self) -> list[int]:
-        """Ids to feed for the newest message, and at first for the opening ones."""
+        """Ids to feed for the newest message, or, the first time, for the opening messages."""
         return []
 
     def take(self, ids: list[int]) -> str | None:
-        """Take ids into the context, or name the limit that leaves no room for them and another turn."""
+        """Append ids to the context, or name the limit that leaves no room for them and another turn."""
         return None
 
     def _add_turn(self, action: str) -> None:
@@ -274,7 +274,7 @@ class EpisodeConversation(Dialogue):
     """A dialogue of a policy, token by token: an `inference.types.Conversation`."""
 
     def __init__(self, session: EnvironmentSession, *settings: Any) -> None:
-        """As of `Dialogue`."""
+        """As in `Dialogue`."""
         super().__init__(session, *settings)
         request, episode = session.request, self.episode
         entropy = [request.seed, request.draw, *([session.number] if session.number else [])]
@@ -286,7 +286,7 @@ class EpisodeConversation(Dialogue):
 
     @property
     def budget(self) -> int:
-        """Most tokens of the coming turn."""
+        """Maximum number of tokens of the next turn."""
         return min(self._sampling.max_turn_tokens, self._room[0])
 
     @property
@@ -365,9 +365,10 @@ class ExpertConversation(Dialogue):
 
 
 class ChatDialogue(Dialogue):
-    """A dialogue of a policy behind an endpoint, in messages alone: an `inference.endpoint.ChatConversation`.
+    """A dialogue of a policy behind an endpoint, as messages only: an `inference.endpoint.ChatConversation`.
 
-    `episode.info` counts the tokens read and written (`prompt_tokens`, `completion_tokens`), as the endpoint does.
+    `episode.info` counts the tokens read and written (`prompt_tokens`, `completion_tokens`), as the endpoint reports
+    them.
     """
 
     _first = _spent = 0  # prompt tokens of the first turn; tokens of the episode after them
@@ -384,7 +385,7 @@ class ChatDialogue(Dialogue):
 
     @property
     def budget(self) -> int:
-        """Most tokens of the coming turn."""
+        """Maximum number of tokens of the next turn."""
         return min(self._sampling.max_turn_tokens, self._sampling.max_episode_tokens - self._spent)
 
     def answer(self, reply: ChatReply) -> None:
@@ -398,7 +399,7 @@ class ChatDialogue(Dialogue):
         self.act(reply.text)
 
     def fail(self, error: ChatError) -> None:
-        """The endpoint has no answer: that is not the policy's failure, so the episode is invalid."""
+        """The endpoint gave no answer: that is not the policy's failure, so the episode is invalid."""
         self._fail("endpoint_error", error)
 
     def take(self, ids: list[int]) -> str | None:

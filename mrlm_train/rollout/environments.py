@@ -1,7 +1,7 @@
 """The environments of a run, as YAML and Python name them.
 
 Any Gymnasium environment whose observations and actions are text can be used: `mrlm/*`, a third party's, a remote one.
-So can any PettingZoo environment of text (a *game*), AEC or parallel; `agents` tells who plays each of its agents.
+So can any PettingZoo environment of text (a *game*), AEC or parallel; `agents` says who plays each of its agents.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class EnvEntry:
         weight: share of the episodes, relative to the other entries.
         split: "train", "test" or "all", passed on where the environment knows splits; None leaves its default.
         address: `host:port[,host:port]` of `mrlm serve`, or a list of them; None runs in this process.
-        wrappers: `module:Class` names or classes, or one of them, applied in order.
+        wrappers: `module:Class` names or classes, applied in order; or a single one.
         reward: `module:function` or a function `(messages, reward, info) -> reward` that replaces each step's reward.
         make: a factory called with `kwargs` in place of `gymnasium.make` (or an `EnvSpec`).
         agents: who plays each agent of a PettingZoo environment, by agent name; see `agents.py`.
@@ -146,7 +146,7 @@ class EnvEntry:
         return assign_agents(self.agents or {}, game.possible_agents)
 
     def agent_configs(self) -> dict[str, AgentConfig]:
-        """Who plays each agent, as a game tells that is made for the question; empty if it is not a game."""
+        """Who plays each agent, asked of a temporary instance of the game; empty if it is not a game."""
         if not self.is_game:
             return {}
         with closing(self.build()) as game:
@@ -169,7 +169,7 @@ class EnvEntry:
     def _check(self, env: Any) -> None:
         if self.is_game:
             if not getattr(env, "possible_agents", None):
-                raise TypeError(f"{type(env).__name__} is no PettingZoo environment of named agents")
+                raise TypeError(f"{type(env).__name__} is not a PettingZoo environment with named agents")
             self.assign(env)
             spaces = {
                 f"the {what} space of {agent!r}": getattr(env, f"{what}_space")(agent)
@@ -196,7 +196,7 @@ class EnvEntry:
         return is_ours or "split" in inspect.signature(creator).parameters
 
     def _creator(self) -> Any:
-        """What makes the environment that the id or the spec names."""
+        """The callable that makes the environment named by the id or the spec."""
         if self.is_game:
             return import_name(self.id)
         spec = self.make
@@ -214,7 +214,7 @@ class EnvEntry:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """The kwargs as Episodes keep them, split included; a table of tasks given in Python only by its digest."""
+        """The kwargs as Episodes keep them, split included; a large value, such as a table of tasks, as its digest."""
         texts = {name: _json(value) for name, value in self._kwargs.items()}
         return {name: self._kwargs[name] if len(text) <= 2000 else _digest(text) for name, text in texts.items()}
 

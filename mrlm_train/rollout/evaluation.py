@@ -1,4 +1,4 @@
-"""How well a policy does: episodes with seeds 0…n−1 of the test split, and their statistics."""
+"""Evaluation of a policy: episodes with seeds 0…n−1 of the test split, and their statistics."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def evaluate(
     threads: int = 16,
     progress: Callable[[Episode], object] | None = None,
 ) -> dict[str, Any]:
-    """Play n episodes in each environment and sum up.
+    """Play n episodes in each environment and summarise them.
 
     Args:
         policy: Who acts: a policy, or the folder or name of a model.
         envs: Where.
         n: Episodes per environment; see `evaluation_requests`.
-        split: For environments that know splits and do not name their own; None leaves them alone.
+        split: Set on environments that have splits and do not name one themselves; None sets nothing.
         sampling: Greedy unless given.
         threads: Environments stepped at once.
         progress: Called with each episode as it ends.
@@ -64,7 +64,7 @@ def evaluation_rollout(
         envs: Where.
         split: As in `evaluate`.
         sampling: Greedy unless given.
-        **settings: Of `Rollout`: `threads`, `opponents`, `step_timeout`.
+        **settings: Passed to `Rollout`: `threads`, `opponents`, `step_timeout`.
     """
     listed = entries(envs)
     if split is not None:
@@ -88,7 +88,7 @@ def evaluation_requests(rollout: Rollout, n: int, samples: int = 1) -> list[Requ
     The environments share them by their weights, at least one task each. A finite source is played at most once.
 
     Raises:
-        ValueError: If n is below 1, or greedy attempts are asked to differ.
+        ValueError: If n is below 1, or several samples are asked for at temperature 0.
     """
     if samples > 1 and rollout.sampling.temperature == 0:
         raise ValueError(f"{samples} samples of a task are all alike at temperature 0; raise --temperature")
@@ -108,7 +108,7 @@ def summary(episodes: Sequence[Episode]) -> dict[str, Any]:
 
     Returns:
         `n`, `invalid`, `reward`, `reward_interval`, `success` and `success_interval` (95 %; None if no environment
-        tells success), `turns` and `tokens` (sampled; means per episode), `stop_reasons`; where tasks were attempted
+        reports success), `turns` and `tokens` (sampled; means per episode), `stop_reasons`; where tasks were attempted
         several times, `pass_at` (see `pass_at`; `success` is then avg@k); and with several environments, or several
         agents of a game, `environments`: the same for each, under the names of `Episode.label` (`success` of an agent
         is its share of wins).
@@ -121,7 +121,7 @@ def summary(episodes: Sequence[Episode]) -> dict[str, Any]:
 
 
 def by(episodes: Sequence[Episode], key: Callable[[Episode], Any]) -> dict[Any, dict[str, Any]]:
-    """Statistics as of `summary` for the episodes that share a key, in order of first appearance; None is left out."""
+    """Statistics as in `summary` for the episodes that share a key, in order of first appearance; None is left out."""
     parts: dict[Any, list[Episode]] = defaultdict(list)
     for episode in episodes:
         parts[key(episode)].append(episode)
@@ -159,7 +159,7 @@ def _by_task(episodes: Sequence[Episode], value: Callable[[Episode], float]) -> 
 
 
 def pass_at(tasks: Sequence[Sequence[float]]) -> dict[int, float]:
-    """pass@k: the probability that one of k attempts at a task succeeds, for k = 1, 2, 4 … and the most there are.
+    """pass@k: the probability that one of k attempts at a task succeeds, for k = 1, 2, 4 … and the most attempts made.
 
     The unbiased estimator of Chen et al. (2021, arXiv:2107.03374), 1 − C(n − c, k) / C(n, k) for c successes in n
     attempts; its mean over the tasks with at least k valid attempts.
@@ -174,10 +174,10 @@ def pass_at(tasks: Sequence[Sequence[float]]) -> dict[int, float]:
 
 
 def success_interval(tasks: Sequence[Sequence[float]]) -> list[float]:
-    """95 % interval of the share of successes; further attempts at a task count for less than further tasks.
+    """95 % interval of the share of successes; further attempts at a task count less than further tasks.
 
-    Wilson's, with the effective number of attempts: that of a binomial share whose variance is what this one's is
-    between tasks (Kish's design effect).
+    Wilson's, with the effective number of attempts: the number for which a binomial share has the variance that this
+    share has between tasks (Kish's design effect).
     """
     share, variance = _clustered(tasks)
     attempts = sum(map(len, tasks))
@@ -201,7 +201,7 @@ def reward_interval(tasks: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _clustered(tasks: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """The mean of all values, and its variance if the values of a task go together."""
+    """The mean of all values, and its variance with the values clustered by task."""
     n, mean = sum(map(len, tasks)), _mean(tasks) or 0.0
     return mean, sum(sum(value - mean for value in values) ** 2 for values in tasks) / n**2
 

@@ -28,10 +28,10 @@ def expert_episodes(
     In a game, `expert(agent)` acts for every agent; each agent that the policy plays gives an episode.
 
     Args:
-        envs: With an expert.
+        envs: Environments that have an expert.
         n: How many episodes.
-        seed: Draws the tasks.
-        chat: Makes their ids; None leaves them as messages.
+        seed: Seed for the tasks.
+        chat: Computes their token ids; None leaves them as messages.
         keep: Only episodes that it accepts count (default: all valid ones).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Games of several agents (PettingZoo's), so that each agent is played like a single-agent environment.
+"""Games of several agents (PettingZoo's), run so that each agent plays as in a single-agent environment.
 
 A `GameRunner` runs one game. Each agent that a model plays has an `AgentSession` with `reset` and `step`, whose
 results are futures: the result of a step comes when the agent's next turn does (AEC), or when all have acted
@@ -24,7 +24,7 @@ from mrlm_train.rollout.agents import ActFunction
 from mrlm_train.rollout.conversation import EnvironmentSession, Request, Result, ScoreFunction
 from mrlm_train.rollout.pool import EnvPool, as_text, fit
 
-MAX_SILENT_STEPS = 100  # a game in which no agent has budget left is stopped after so many steps
+MAX_SILENT_STEPS = 100  # a game in which no agent has budget left is stopped after this many steps
 
 
 class Observed(NamedTuple):
@@ -44,7 +44,7 @@ class AecGame:
     Attributes:
         env: The environment.
         acting: The agents that act next; none when the game is over.
-        opening: What only `reset` tells an agent (its system prompt): its info there.
+        opening: Each agent's `info` at `reset`, with what only `reset` gives (its system prompt).
     """
 
     def __init__(self, env: Any) -> None:
@@ -52,13 +52,13 @@ class AecGame:
         self.opening: dict[str, dict[str, Any]] = {}
 
     def reset(self, seed: int, options: dict[str, Any] | None) -> list[Observed]:
-        """Start a game; what agents observe up to the first that acts."""
+        """Start a game; returns what agents observe until the first one is to act."""
         self.env.reset(seed=seed, options=options)
         self.opening = {agent: dict(info) for agent, info in self.env.infos.items()}
         return self._observe()
 
     def step(self, actions: Mapping[str, str]) -> list[Observed]:
-        """Act; what agents observe up to the next that acts."""
+        """Act; returns what agents observe until the next one is to act."""
         self.env.step(actions[self.acting[0]])
         return self._observe()
 
@@ -98,18 +98,18 @@ class ParallelGame(AecGame):
 
 
 class AgentSession(EnvironmentSession):
-    """One agent's side of a game; a model plays it, or a function.
+    """One agent's side of a game, played by a model or a function.
 
     Attributes:
-        function: Plays the agent; None for a session.
+        function: The function that plays the agent; None if a model does.
         result: The next result.
-        messages: The conversation of a function that plays.
-        observation: The newest.
-        info: That came with it.
-        reward: Since the last result.
-        total: Of all rewards.
-        has_begun: It has its first result, or its function the first message.
-        is_silent: It has no budget left, and acts with "".
+        messages: The conversation so far, if a function plays.
+        observation: The newest observation.
+        info: The `info` that came with it.
+        reward: Sum of the rewards since the last result.
+        total: Sum of all rewards.
+        has_begun: The first result has been given, or the function has its first message.
+        is_silent: The agent has no budget left, and acts with "".
     """
 
     agent: str
@@ -137,10 +137,10 @@ class AgentSession(EnvironmentSession):
         return self.game.act(self, "")
 
     def close(self, has_failed: bool) -> None:
-        """The game goes on; its runner gives the environment back."""
+        """Do nothing: the game goes on, and its runner gives the environment back."""
 
     def function_action(self, function: ActFunction) -> str:
-        """What the function that plays the agent says to the newest observation."""
+        """The function's action after the newest observation."""
         heard = {"role": self.info.get("role", "user"), "content": self.observation}
         self.messages += [heard] if self.has_begun else opening(self.observation, self.info)
         self.has_begun = True
@@ -153,7 +153,7 @@ class GameRunner:
     """Runs one game.
 
     Attributes:
-        sessions: For each agent its session, in the game's order.
+        sessions: The session of each agent, in the game's order.
     """
 
     def __init__(self, pool: EnvPool, request: Request, functions: Mapping[str, ActFunction | None]) -> None:
@@ -162,7 +162,7 @@ class GameRunner:
         Args:
             pool: Where the environment comes from, and the threads that step it.
             request: The episode asked for.
-            functions: For each agent the function that plays it, None for a session.
+            functions: For each agent, the function that plays it; None if a model does.
         """
         self.pool, self.request = pool, request
         self.sessions = {
@@ -269,7 +269,7 @@ class GameRunner:
         with self._lock:
             game, self._game = self._game, None
         if game is None:
-            return  # it has failed meanwhile
+            return  # it has failed in the meantime
         self.pool.give(self.request.entry, game.env)
         for name, agent in self.sessions.items():
             if agent.function is None:

@@ -57,13 +57,13 @@ class Opponents:
         for config in (config for game in games if in_training for config in game.values()):
             is_past = config.policy == PAST
             if config not in self._copies and (is_past or config.refresh_every is not None):
-                chat = copy.deepcopy(policy.chat)  # its engine runs in another thread, and a tokenizer is not for two
+                chat = copy.deepcopy(policy.chat)  # its engine has its own thread, and tokenizers are not thread-safe
                 name = f"{policy.name} (past)"
                 held = Policy(frozen_copy(policy.model), chat, name, policy.engine_name, policy.rows)
                 self._copies[config] = _Copy(held, 0 if is_past else -1)
 
     def __getitem__(self, agent: str) -> Policy:
-        """The policy that plays an agent; its `model` is the frozen model. Of several games the first with it counts.
+        """The policy that plays an agent; its `model` is the frozen model. If several games have it, the first counts.
 
         Raises:
             KeyError: If no game has this agent, or a function plays it.
@@ -132,7 +132,7 @@ class Opponents:
         if not self._copies:
             return
         if not path.is_file():
-            raise FileNotFoundError(f"checkpoint {folder} has no {FILE}: it is of a run without past copies")
+            raise FileNotFoundError(f"checkpoint {folder} has no {FILE}: it is from a run without past copies")
         with safe_open(str(path), framework="pt") as file:
             steps: dict[str, str] = file.metadata()
             names: Any = set(file.keys())

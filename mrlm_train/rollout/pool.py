@@ -31,10 +31,10 @@ class EnvPool:
 
     Attributes:
         envs: The entries.
-        agents: For each entry who plays each agent of the game; empty if it is not a game.
-        num_tasks: For each entry the size of its finite task source, None for an endless one.
-        names: What statistics call each entry: its id, or `id#2` for the second entry with the same id.
-        rewards: For each entry the function that replaces its rewards, if any.
+        agents: For each entry, who plays each agent of the game; empty if it is not a game.
+        num_tasks: For each entry, the size of its finite task source; None for an endless one.
+        names: Name of each entry in statistics: its id, or `id#2` for the second entry with the same id.
+        rewards: For each entry, the function that replaces its rewards, if any.
         privileged: Methods (`state_key`, `cost_to_go`) whose values are recorded at reset and after each turn, for
             credit.
     """
@@ -47,7 +47,7 @@ class EnvPool:
         Args:
             envs: The entries.
             threads: Environments stepped at once.
-            step_timeout: Most seconds of a reset or a step.
+            step_timeout: Time limit of a reset or a step, in seconds.
         """
         if not step_timeout > 0:
             raise ValueError(f"step_timeout must be above 0 seconds, got {step_timeout}")
@@ -89,7 +89,7 @@ class EnvPool:
         """Run a reset or a step on a thread.
 
         Returns:
-            Its result, or `StepTimeout` when it passes the deadline.
+            A future of its result, which raises `StepTimeout` once the deadline has passed.
         """
         return self._workers.submit(call)
 
@@ -102,9 +102,9 @@ class EnvPool:
 
 
 class _Workers:
-    """Daemon threads that run calls: unlike those of `ThreadPoolExecutor`, a hung one does not hold the exit.
+    """Daemon threads that run calls: unlike those of `ThreadPoolExecutor`, a hung one does not block the exit.
 
-    A call that passes the deadline loses its thread: another takes its place, and it ends when the call returns.
+    When a call passes the deadline, a new thread takes the place of its thread, which ends when the call returns.
     """
 
     def __init__(self, threads: int, timeout: float) -> None:
@@ -145,10 +145,10 @@ class _Workers:
                 else:
                     future.set_result(result)
             except InvalidStateError:
-                return  # the deadline has passed: another thread is in this one's place
+                return  # the deadline has passed: another thread has taken this one's place
             finally:
                 self._running.pop(future, None)
-            del job, future, call  # a waiting thread holds no environment
+            del job, future, call  # so that a waiting thread keeps no environment alive
             self._idle.release()
 
     def _watch(self) -> None:
@@ -158,7 +158,7 @@ class _Workers:
                 try:
                     future.set_exception(StepTimeout(f"the environment took longer than {self._timeout:g} seconds"))
                 except InvalidStateError:
-                    continue  # it has returned just now
+                    continue  # it has just returned
                 warnings.warn(
                     f"an environment took longer than step_timeout={self._timeout:g} seconds; in a step, that is the "
                     "action's failure: reward 0, stop_reason step_timeout",
@@ -168,9 +168,9 @@ class _Workers:
 
 
 def fit(space: gymnasium.Space, action: str) -> str:
-    """`action` as a stock `Text` space admits it: other characters dropped, truncated or padded to its lengths.
+    """`action` fitted to a stock `Text` space: other characters are dropped, and it is truncated or padded.
 
-    What a policy says is never the environment's fault, and many third-party spaces are narrow.
+    A policy may say anything, and many third-party spaces are narrow.
     """
     if not isinstance(space, Text) or isinstance(space, Unicode) or action in space:
         return action

@@ -68,8 +68,8 @@ class Rollout:
             threads: Environments stepped at once.
             max_invalid_share: Share of invalid episodes above which `run` raises.
             opponents: The frozen models of games; loaded by path unless given.
-            step_timeout: Most seconds of a reset or a step, unless `envs` is a pool. A step that takes longer ends
-                its episode with reward 0 and `stop_reason` "step_timeout"; the episode is valid.
+            step_timeout: Time limit of a reset or a step in seconds, unless `envs` is a pool. A slower step ends its
+                episode with reward 0 and `stop_reason` "step_timeout"; the episode is valid.
         """
         self.policy, self._asked = policy, sampling
         self.sampling = _fitted(sampling, policy)
@@ -111,7 +111,7 @@ class Rollout:
         message = (
             f"rollout: {len(cut)} of {len(episodes)} prompts leave no room in the context of "
             f"{self.sampling.max_context} tokens, so their episodes have no turns; the first: {first.env_id} seed "
-            f"{first.seed}, {len(first.prompt_ids or ())} tokens; take shorter prompts or a longer context"
+            f"{first.seed}, {len(first.prompt_ids or ())} tokens; use shorter prompts or a longer context"
         )
         if len(cut) == len(episodes) and not self.sampled_tokens:
             raise InvalidEpisodes(message)
@@ -127,7 +127,7 @@ class Rollout:
                     with model.engine(self.sampling_of(model)) as engine:
                         engine.run(schedule.conversations(model))
                 except BaseException as error:
-                    schedule.fail(error)  # the others would wait for its moves for ever
+                    schedule.fail(error)  # the others would wait for its moves forever
                     raise
 
             others = [threads.submit(serve, model) for model in frozen]

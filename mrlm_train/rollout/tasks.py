@@ -1,4 +1,4 @@
-"""Which tasks a training or a collection plays: entries by weight, episode seeds in an order of their own."""
+"""Which tasks a training or a collection plays: entries drawn by weight, and episode seeds for each entry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def training_tasks(pool: EnvPool, count: int, seed: int) -> tuple[list[int], lis
     """The tasks of a whole training run: the entry and the episode seed of each, drawn from `seed`.
 
     Environments are drawn by weight. An endless source never repeats a seed. A finite one goes through its n tasks in a
-    new order each pass: seed `p·n + i` is task `i` in pass `p`. A longer plan begins with the shorter.
+    new order each pass: seed `p·n + i` is task `i` in pass `p`. A longer plan starts with the shorter one.
     """
     weights = np.array([entry.weight for entry in pool.envs], dtype=np.float64)
     draws = np.random.default_rng(seed).random(count)

@@ -29,7 +29,7 @@ from mrlm_train.inference.policy import Policy
 from mrlm_train.inference.sampling import Sampling, decoding
 from mrlm_train.inference.types import End, Feed
 
-_ROOM = 16  # tokens; an answer that is longer than the true one by more is truncated
+_ROOM = 16  # tokens; an answer that exceeds the true one by more is truncated
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def answers(episode: Episode, chat: Chat) -> Iterator[Answer]:
     first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
     ids = chat.prompt_ids(messages[:first], episode.info.get("tools"))
     turns = zip(messages[first::2], messages[first + 1 :: 2], episode.turn_rewards, strict=False)
-    for action, observation, reward in turns:  # a last action without an answer is left out
+    for action, observation, reward in turns:  # a final action without an answer is left out
         ids = [*ids, *chat.action_ids(action["content"])]
         text = answer_text(observation["content"], reward)
         opening, said = chat.observation_ids(text, observation["role"], ids[-1])
