@@ -27,8 +27,8 @@ class TurnRow:
 
     Attributes:
         context: every token id so far.
-        budget: most tokens to sample.
-        uniforms: one float32 in [0, 1) a token, at least `budget` of them.
+        budget: maximum number of tokens to sample.
+        uniforms: one float32 in [0, 1) per token, at least `budget` of them.
     """
 
     context: list[int]
@@ -37,7 +37,7 @@ class TurnRow:
 
 
 SampledTurn = tuple[list[int], list[float] | None]
-"""Ids, the stop token included, and their log-probs, None where there are none."""
+"""Ids, the stop token included, and their log-probs; None if the engine gives none."""
 
 Turn = Callable[[Sequence[TurnRow]], list[SampledTurn]]
 """Samples one turn for each row."""
@@ -51,7 +51,7 @@ def truncated_turn(
     return list(ids[:length]), None if log_probs is None else list(log_probs[:length])
 
 
-# What a checkpoint's generation config may ask for besides; `_Draw` samples.
+# Overrides of a checkpoint's own generation config: `_Draw` alone samples.
 _PLAIN = {
     **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0},
     **{"use_cache": True, "return_dict_in_generate": False, "disable_compile": True},
@@ -141,7 +141,7 @@ class BatchEngine:
         """
         Args:
             turn: samples one turn for a batch of rows.
-            sampling: its seed, for the uniforms.
+            sampling: only its seed is read, for the uniforms.
             rows: conversations decoded at once.
             reduce: sum of a number over all processes, where every process must join each generate call (FSDP,
                 ZeRO-3): a process with nothing left generates one dummy token until all are done.
@@ -155,7 +155,7 @@ class BatchEngine:
         patience = 0.0  # seconds to wait for environments that could still join a batch
         while True:
             live += [_Row(conversation) for conversation in itertools.islice(queue, self.rows - len(live))]
-            more = len(live) == self.rows  # the queue may hold conversations
+            more = len(live) == self.rows  # the queue may hold more conversations
             live, ready, futures = self._poll(live)
             has_room = more and len(live) < self.rows  # the next conversation may be one that the others wait for
             if futures and (ready or not has_room):

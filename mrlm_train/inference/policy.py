@@ -55,12 +55,12 @@ class Policy:
 
     @property
     def max_context(self) -> int | None:
-        """Positions of the model, None where its config does not say."""
+        """Maximum context of the model in tokens; None if its config does not say."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     @contextmanager
     def engine(self, sampling: Sampling) -> Iterator[Engine]:
-        """An engine for one run; what it caches is freed after."""
+        """An engine for one run; its caches are freed afterwards."""
         if self.turn is not None:
             yield BatchEngine(self.turn, sampling, self.rows, self.reduce)
             return
@@ -86,7 +86,7 @@ def engine_for(
         sampling: with stop ids.
         pad_id: any valid token id.
         rows: conversations decoded at once.
-        reduce: see `BatchEngine`, the one engine that can; also keeps `generate` in step across processes.
+        reduce: see `BatchEngine`, the only engine that supports it; also keeps `generate` in step across processes.
 
     Returns:
         An engine for one run.
@@ -109,12 +109,12 @@ def engine_for(
                 f"the slot engine cannot run {type(model).__name__}: {reason}; use engine 'turn' or 'auto'"
             )
         if is_new:
-            warnings.warn(f"{type(model).__name__} runs on the slower turn engine: {reason}", stacklevel=2)
+            warnings.warn(f"{type(model).__name__} runs on the slower batch engine: {reason}", stacklevel=2)
     return BatchEngine(ModelTurn(model, sampling, pad_id, synced=reduce is not None), sampling, rows, reduce)
 
 
 _REASONS: WeakKeyDictionary[Any, dict[Any, str | None]] = WeakKeyDictionary()
-"""What `supports` said about a model, by longest context and the type it computes in."""
+"""Reasons why the slot engine cannot run a model, by context limit, compute dtype and sharding; None if it can."""
 
 
 def make(
@@ -168,7 +168,7 @@ def resolve(
     tokenizer: PreTrainedTokenizerBase | None,
     settings: Mapping[str, Any] | str | None = None,
 ) -> tuple[Any, Any]:
-    """What a TRL trainer takes: a path stays one (TRL loads it), but a LoRA folder and the tokenizer are loaded here.
+    """Model and tokenizer for a TRL trainer: a path stays one (TRL loads it), a LoRA folder is loaded here.
 
     Raises:
         ValueError: If there is no such model or tokenizer.
@@ -239,10 +239,10 @@ def load_tokenizer(path: str, chat_template: str | None = None, **kwargs: Any) -
 
 
 def weight_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The type weights are loaded in.
+    """The dtype in which weights are loaded.
 
-    float16 means fp32 weights (under autocast on a GPU): fp16 weights do not survive an optimizer. Left open, it is
-    bf16 on a GPU that has it, else fp32.
+    float16 means fp32 weights (under autocast on a GPU): fp16 weights do not survive an optimizer. By default it is
+    bf16 on a GPU that supports it, else fp32.
 
     Raises:
         ValueError: If the name is unknown.
@@ -251,5 +251,5 @@ def weight_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"torch_dtype {dtype!r}: expected float32, bfloat16, float16 or auto")
+        raise ValueError(f"dtype {dtype!r}: expected float32, bfloat16, float16 or auto")
     return torch.float32 if found == torch.float16 else found

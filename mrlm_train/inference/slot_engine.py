@@ -4,7 +4,7 @@ Every conversation has a row, and the row's slot of the cache holds its keys and
 is prefilled twice. Rows are asynchronous: each waits for its environment, has ids *pending* (a prompt, an observation),
 or is *sampling*. A step decodes one token for every sampling row. Pending ids are prefilled together once an eighth of
 the rows have some; the last pending id of a row goes through decode, like a sampled token. A row is refilled as soon as
-its conversation ends. What a prompt has in common with the contents of another slot is copied from there.
+its conversation ends. A prefix that a prompt shares with another slot is copied from there.
 
 Shape letters: B rows of a forward pass, T tokens, V vocabulary.
 """
@@ -29,9 +29,9 @@ from mrlm_train.inference.types import Conversation, Feed, Wait
 
 __all__ = ["SlotEngine", "supports"]
 
-CHUNK_TOKENS = 4096  # most tokens of one prefill pass; bounds its activations
-PIECE_TOKENS = 512  # most tokens of one row in it; bounds the attention mask
-WORTH_SHARING = 8  # tokens; a shorter common beginning of two prompts is not worth a copy
+CHUNK_TOKENS = 4096  # maximum of one prefill pass; bounds its activations
+PIECE_TOKENS = 512  # maximum of one row in a pass; bounds the attention mask
+WORTH_SHARING = 8  # tokens; a shorter shared prefix of two prompts is not worth a copy
 
 
 class State(Enum):
@@ -51,17 +51,17 @@ class _Row:
     conversation: Any = None
     ready: Future[Any] | None = None  # in WAITING: poll again when it is done
     length: int = 0  # tokens of the context
-    cached: int = 0  # the first so many of them are in the slot
-    group: int = -1  # rows with the same number begin alike; -1 before that is known
+    cached: int = 0  # how many of them, from the first on, are in the slot
+    group: int = -1  # rows with the same number share a prefix; -1 before that is known
     turns: int = 0  # turns that have ended
     start: int = 0  # where the current turn begins in the context
-    budget: int = 0  # most tokens of the current turn
+    budget: int = 0  # maximum number of tokens of the current turn
     uniforms: list[float] = field(default_factory=list)  # one draw in [0, 1) for each of them
-    log_probs: list[float] = field(default_factory=list)  # of the tokens sampled so far
+    log_probs: list[float] = field(default_factory=list)  # one for each token sampled so far
 
 
 class SlotEngine:
-    """Decodes many conversations over a slot cache; see the module.
+    """Decodes many conversations over a slot cache; see the module docstring.
 
     An episode's tokens depend on its own seed alone: not on batch order, the number of slots, the environment's
     threads or the neighbours (exactly in fp32; 16-bit types round each batch shape differently).
@@ -91,7 +91,7 @@ class SlotEngine:
         self.sampled_tokens = self.prefilled_tokens = self.copied_tokens = 0
         queue = iter(conversations)
         first = list(itertools.islice(queue, self.slots))
-        self.queue, self.has_more = itertools.chain(first, queue), True  # the queue may hold conversations
+        self.queue, self.has_more = itertools.chain(first, queue), True  # the queue may hold more conversations
         self.rows = [_Row() for _ in first]
         self.context = np.zeros((len(first), 64), np.int64)  # token ids by row
         self.cache = SlotModel(self.model, len(first))
@@ -153,7 +153,7 @@ class SlotEngine:
         row = self.rows[i]
         old, new = row.length, row.length + len(ids)
         self.widen(new + 1)
-        if old == 0:  # a new prompt: its common beginning with the slot's last conversation is in the cache already
+        if old == 0:  # a new prompt: the prefix that it shares with the slot's last conversation is cached already
             held = min(row.cached, len(ids) - 1)
             row.cached = int(common_length(self.context[i : i + 1, :held], np.array(ids[:held]))[0])
             row.group = -1
@@ -164,7 +164,7 @@ class SlotEngine:
         row.state = State.PENDING if new - row.cached > 1 else State.SAMPLING
 
     def prefill(self, pending: list[int]) -> None:
-        """Bring the slots of pending rows up to their last token, copying what another slot holds."""
+        """Fill the slots of pending rows up to their last token, copying the prefixes that other slots hold."""
         for i in pending:
             self.rows[i].state = State.SAMPLING
         while pending:
@@ -204,13 +204,13 @@ class SlotEngine:
                 self.rows[i].cached = count
 
     def forward(self, rows: np.ndarray, tokens: int, shared: bool = False) -> torch.Tensor:
-        """Run the next `tokens` tokens of rows through the model; logits of the last, (B, V)."""
+        """Run the next `tokens` tokens of rows through the model; returns the logits of the last, (B, V)."""
         first, last = self.column("cached", rows), np.maximum(self.column("length", rows) - 1, 0)
         places_BT = np.minimum(first[:, None] + np.arange(tokens), last[:, None])
         return self.cache.forward(rows, self.context[rows[:, None], places_BT], first, last, shared)
 
     def decode(self, sampling: list[int]) -> None:
-        """Sample one token for each of the (ascending) rows, and end the turns that it ends."""
+        """Sample one token for each of the (ascending) rows, and submit the turns that end with it."""
         rows = [self.rows[i] for i in sampling]
         if any(row.group < 0 for row in rows):
             self.share()
@@ -238,7 +238,7 @@ class SlotEngine:
             self.poll(i)
 
     def share(self) -> None:
-        """Group the rows by how they begin, so that a decode reads a common beginning once for each group."""
+        """Group the rows by shared prefix, so that a decode reads each prefix once for its group."""
         rows = [
             i
             for i, row in enumerate(self.rows)
@@ -252,7 +252,7 @@ class SlotEngine:
         self.cache.share(tokens if tokens and shares(self.model) else 0, self.column("group"))
 
     def pack(self, sampling: list[int]) -> list[int]:
-        """Swap idle rows with the last sampling ones where over an eighth of a decode would be idle rows.
+        """Swap idle rows with the last sampling ones if more than an eighth of a decode would be idle rows.
 
         A decode runs rows 0 to the last sampling one; the idle rows among them are computed for nothing.
 
@@ -275,7 +275,7 @@ class SlotEngine:
         return list(range(count))
 
     def copy(self, copies: Sequence[tuple[int, int, int]]) -> None:
-        """Copy the beginning of slots, for each `(source, target, tokens)`."""
+        """Copy prefixes between slots, one for each `(source, target, tokens)`."""
         if copies:
             self.cache.copy(*np.array(copies).T)
 
@@ -286,5 +286,5 @@ class SlotEngine:
 
 
 def common_length(texts_BT: np.ndarray, prompt_T: np.ndarray) -> np.ndarray:
-    """Length of the common beginning of each text with a prompt, (B,)."""
+    """Length of the prefix that each text shares with a prompt, (B,)."""
     return np.logical_and.accumulate(texts_BT == prompt_T, axis=1).sum(1)

@@ -138,7 +138,7 @@ def test_the_command_says_what_each_gpu_needs(qwen: Path, capsys: pytest.Capture
     ("arguments", "said"),
     [
         (["--model", "./nothing"], "model './nothing': no such folder"),
-        (["--model", "tiny", "--dtype", "bloat16"], "torch_dtype 'bloat16': expected float32, bfloat16"),
+        (["--model", "tiny", "--dtype", "bloat16"], "dtype 'bloat16': expected float32, bfloat16"),
     ],
 )
 def test_a_fault_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

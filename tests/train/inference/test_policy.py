@@ -86,7 +86,7 @@ def test_weights_on_a_cpu_are_fp32_unless_bf16_is_asked_for(name: str | None, dt
 
 @pytest.mark.parametrize("name", ["int8", "half precision", "nn"])
 def test_an_unknown_weight_type_is_named(name: str) -> None:
-    with pytest.raises(ValueError, match=f"torch_dtype '{name}': expected float32"):
+    with pytest.raises(ValueError, match=f"^dtype '{name}': expected float32"):
         policy.weight_dtype(name, CPU)
 
 

@@ -510,7 +510,7 @@ def test_positions_that_scale_with_length_are_fine_below_it() -> None:
 def test_auto_takes_it_and_falls_back_with_one_warning() -> None:
     assert isinstance(engine_for("auto", build("llama"), SAMPLED), SlotEngine)
     bloom = build("bloom-refused", **REFUSED["bloom"][0])
-    with pytest.warns(UserWarning, match="slower turn engine: its forward"):
+    with pytest.warns(UserWarning, match="slower batch engine: its forward"):
         assert isinstance(engine_for("auto", bloom, SAMPLED), BatchEngine)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
