@@ -41,7 +41,7 @@ from mrlm_train.ranges import LEAST
 from mrlm_train.rollout.environments import EnvEntry
 
 PPO_ALIASES = {"clip_range": "epsilon", "num_ppo_epochs": "num_iterations"}
-# Other names of settings, the prototype's among them.
+# Aliases of settings, including the prototype's names.
 ALIASES = {"num_epochs": "num_train_epochs", "torch_dtype": "dtype", "env_type": "id", **PPO_ALIASES}
 # Keys of `training:` that are not TrainingArguments; the first are fields of `RunConfig`.
 RUN_KEYS = {"batch_size": Positive, "early_stopping_patience": Positive, "stop_at_success": float}
@@ -65,17 +65,17 @@ class RunConfig:
     Attributes:
         path: The file it was read from, for messages.
         algorithm: A key of `ALGORITHMS`.
-        experiment_name: What the run is called.
+        experiment_name: Name of the run.
         output_dir: The run directory.
-        seed: Of tasks, sampling and new weights.
+        seed: Seed for tasks, sampling and new weights.
         model: The section `model`, with the top-level `lora` in it.
         envs: Where to train; the evaluation environments if there are no others.
         eval_envs: Where to evaluate.
         distributed: The section, or None if there is none or it is not enabled.
         arguments: Arguments of the algorithm's config class, from all sections that set one.
-        batch_size: Episodes of all processes in one optimizer step.
+        batch_size: Episodes of one optimizer step, over all processes.
         early_stopping_patience: Evaluations without improvement after which training ends.
-        stop_at_success: Share of evaluation episodes solved at which training ends.
+        stop_at_success: Share of solved evaluation episodes at which training ends.
         stages: The stages of a staged run, each a whole configuration; empty otherwise.
         raw: The YAML after overrides, as it is written to the run directory.
     """
@@ -117,7 +117,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), output_dir: str | None
     except OSError as error:
         raise ConfigError(f"{where}: {error.strerror or error}") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{where}: not YAML as expected ({' '.join(str(error).split())})") from None
+        raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: expected sections, got {type(raw).__name__}")
     _refuse_lost_overrides(raw, overrides)
@@ -206,7 +206,7 @@ def _check_one(raw: dict[str, Any], top: Mapping[str, Any], path: str) -> RunCon
 
 
 def _check_stages(raw: dict[str, Any], path: str) -> RunConfig:
-    """Each stage is the common part with its own sections laid over; it starts from the last stage's model."""
+    """Each stage is the common part overlaid with its own sections; it starts from the previous stage's model."""
     common = {key: value for key, value in raw.items() if key not in ("stages", *ALGORITHMS)}
     if not isinstance(raw["stages"], list) or not raw["stages"]:
         raise ConfigError("'stages' must be a list of at least one stage")
@@ -263,7 +263,7 @@ def _model(raw: Mapping[str, Any]) -> ModelSection:
 def _arguments(
     raw: Mapping[str, Any], algorithm: str, distributed: DistributedSection
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `training`, `rollout`, the algorithm's section and `distributed` set: for `RunConfig`, for the trainer."""
+    """The settings for `RunConfig` and for the trainer, from all sections that have some."""
     every = _trainer_fields(algorithm)
     general = {key: every[key] for key in fields("transformers:TrainingArguments") if key in every}
     played = fields("mrlm_train.trainer:RolloutArguments").keys() - general.keys()
@@ -318,7 +318,7 @@ def _environment(entry: Any, section: str) -> EnvEntry:
     if short not in mrlm_envs.ENVIRONMENTS:
         raise ConfigError(_unknown(short, mrlm_envs.ENVIRONMENTS, "env_type", section))
     if (mode := given.pop("mode", "client")) != "client":
-        hint = "no built-in environment trains a language model in its own place; use mode: client"
+        hint = "no built-in environment trains the language model inside it; use mode: client"
         raise ConfigError(f"{section}.mode {mode!r}: {hint}")
     kwargs = {f"{section}.kwargs": given.pop("kwargs", {})}
     kwargs[section] = {key: given.pop(key) for key in ("max_turns", "system_prompt") if key in given}
@@ -406,7 +406,7 @@ def require(config: RunConfig) -> None:
     """Refuse environments that cannot be made and a model that is not there, before TRL is imported.
 
     Raises:
-        ValueError: Or another error of the environment's, in one line.
+        ValueError: In one line; an environment may raise other errors, too.
     """
     check_exists(config.model.model_name_or_path)
     stages = config.stages or (config,)

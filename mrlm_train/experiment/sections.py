@@ -22,12 +22,12 @@ class ModelSection:
 
     Attributes:
         model_name_or_path: A folder, a Hub name, or `tiny` for the built-in toy policy.
-        tokenizer_name_or_path: Where the tokenizer comes from, if from elsewhere.
+        tokenizer_name_or_path: Where the tokenizer comes from, if not from the model.
         dtype: Weights as "float32", "bfloat16", "float16" (fp32 weights under autocast) or "auto".
         attn_implementation: "sdpa", "eager", "flash_attention_2", …
         chat_template: A Jinja file that replaces the tokenizer's template.
         chat_template_kwargs: Passed to the template (`enable_thinking` …).
-        revision: Of the model on the Hub.
+        revision: Revision of the model on the Hub.
         trust_remote_code: Run the model's own code.
         lora: Fields of `peft.LoraConfig`; the same as the top-level section `lora`.
         quantization: Fields of `transformers.BitsAndBytesConfig` (needs a GPU).
@@ -54,15 +54,15 @@ class DistributedSection:
     Attributes:
         enabled: False ignores the rest of the section.
         strategy: "ddp", "fsdp" or "deepspeed"; at one process it changes nothing, and the run says so.
-        num_processes: Of all machines together; default: the visible GPUs of each, or 1.
+        num_processes: Number of processes over all machines; by default the visible GPUs of each, or 1.
         mixed_precision: "no", "bf16" or "fp16".
-        gradient_accumulation_steps: Of `TrainingArguments`.
+        gradient_accumulation_steps: As in `TrainingArguments`.
         config_file: An Accelerate configuration in place of `launch/<strategy>.yaml`: a path, or the name of one in
             `launch/` (`fsdp_offload.yaml`).
-        num_machines: Each of them runs the same command.
-        machine_rank: Which one this is, from 0.
+        num_machines: Number of machines; each of them runs the same command.
+        machine_rank: Which machine this is, from 0.
         main_process_ip: Address of machine 0.
-        main_process_port: A free port of machine 0; on a single machine one is found.
+        main_process_port: A free port of machine 0; on a single machine one is chosen.
     """
 
     enabled: bool = True
@@ -95,7 +95,7 @@ class DistributedSection:
 
 
 class EnvironmentKeys(TypedDict, total=False):
-    """What an entry of `envs` or `eval_envs` may hold; `config.py` makes an `EnvEntry` of it.
+    """What an entry of `envs` or `eval_envs` may hold; `config.py` turns it into an `EnvEntry`.
 
     Attributes:
         id: What `gymnasium.make` takes; a short name (`math`) stands for `mrlm/Math-v0`. `module:function` makes a
@@ -104,7 +104,7 @@ class EnvironmentKeys(TypedDict, total=False):
         kwargs: Arguments of the environment.
         max_turns: Short for `kwargs.max_turns`.
         system_prompt: Short for `kwargs.system_prompt`.
-        mode: "client": a language model inside the environment is frozen.
+        mode: Only "client": a language model inside the environment is frozen.
         weight: Share of the episodes, relative to the other entries.
         split: By default "train" in `envs`, "test" in `eval_envs`.
         address: `host:port` of `mrlm serve`, or several.

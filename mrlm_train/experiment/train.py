@@ -29,7 +29,7 @@ from mrlm_train.trl_hooks import shards_parameters, whole_models
 
 
 class Interrupted(RuntimeError):
-    """Ctrl-C in mid-training; a checkpoint has been written."""
+    """Ctrl-C during training; a checkpoint has been written."""
 
 
 def run(config: RunConfig, resume: str | None = None, callbacks: Sequence[TrainerCallback] = ()) -> Path:
@@ -59,11 +59,11 @@ def run(config: RunConfig, resume: str | None = None, callbacks: Sequence[Traine
 
 
 def run_stages(config: RunConfig, resume: bool) -> Iterator[Path]:
-    """Train the stages of a configuration, each from the last one's model.
+    """Train the stages of a configuration, each from the previous one's model.
 
     Args:
         config: With stages.
-        resume: Go on with what is in the run directory; finished stages are not trained again.
+        resume: Continue the run in the run directory; finished stages are not trained again.
 
     Yields:
         The model folder of each stage.
@@ -94,7 +94,7 @@ def run_stages(config: RunConfig, resume: bool) -> Iterator[Path]:
 
 
 def _is_finished(stage: RunConfig) -> bool:
-    """Whether a stage has left its model and has not been given another length since."""
+    """Whether a stage has saved its final model and its length has not been changed since."""
     folder = Path(stage.output_dir)
     return (folder / "final").is_dir() and _length(run_directory.read_config(folder)) == _length(stage.raw)
 
@@ -110,7 +110,7 @@ def _refuse_changed_start(config: RunConfig, finished: list[bool]) -> None:
         if has_started and not finished[number - 1]:
             raise ConfigError(
                 f"--resume latest: stage {number} ({stage.algorithm}) has another length now, but stage {number + 1} "
-                "has started from its model; lengthen the last stage only, or take another --output"
+                "has started from its model; lengthen the last stage only, or use another --output"
             )
 
 
@@ -119,7 +119,7 @@ def _run_one(config: RunConfig, resume: str | None, callbacks: Sequence[TrainerC
     checkpoint = _checkpoint(config, resume)
     earlier = checkpoints.latest(folder)
     if resume is None and earlier is not None:
-        raise ConfigError(f"{earlier} is of an earlier run: go on with it (--resume latest) or take another --output")
+        raise ConfigError(f"{earlier} is from an earlier run: go on with it (--resume latest) or use another --output")
     args = _training_arguments(config)
     distributed.check_alike(config, args)
     with args.main_process_first(local=False, desc="the toy policy"):
@@ -152,7 +152,7 @@ def _run_one(config: RunConfig, resume: str | None, callbacks: Sequence[TrainerC
 
 @contextmanager
 def _full_disks_reported(folder: Path) -> Iterator[None]:
-    """Within it, a full disk is reported in one line that names the checkpoint that survives."""
+    """Report a full disk in one line that names the checkpoint that survives."""
     try:
         yield
     except OSError as error:
@@ -164,7 +164,7 @@ def _full_disks_reported(folder: Path) -> Iterator[None]:
 
 
 def _how_to_resume(config: RunConfig) -> str:
-    """The resolved configuration in the run directory has every `--set` and the directory itself in it."""
+    """The resolved configuration in the run directory includes every `--set` and the directory itself."""
     return f"go on with: mrlm train --config {Path(config.output_dir) / 'config.yaml'} --resume latest"
 
 
@@ -277,7 +277,7 @@ def _model(config: RunConfig, args: Any, path: str) -> Any:
         shards = config.distributed is not None and config.distributed.strategy != "ddp"
         if section.lora is not None and (not section.merge or (shards and distributed.world_size() > 1)):
             fix = "remove 'lora' to go on training it" + ("" if shards else ", or set model.merge: true")
-            raise ConfigError(f"model {path} is an adapter, and a second one on top would not know of it: {fix}")
+            raise ConfigError(f"model {path} is an adapter, and a second one on top would not record it: {fix}")
         place = str(args.device) if section.quantization else "cpu"
         model = load_model(path, section.dtype or "float32", place, is_trainable=True, **settings)
         return model if section.lora is None else model.merge_and_unload()
@@ -293,7 +293,7 @@ def _given(section: ModelSection, *names: str) -> dict[str, Any]:
 
 
 def _quantization(settings: dict[str, Any]) -> Any:
-    """bitsandbytes' configuration, where it can work."""
+    """The configuration of bitsandbytes, refused where it cannot run."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError("model.quantization needs bitsandbytes; install it: pip install bitsandbytes")
     if not torch.cuda.is_available():
@@ -304,7 +304,7 @@ def _quantization(settings: dict[str, Any]) -> Any:
 
 
 def _warn_same_rows(config: RunConfig) -> None:
-    """A path or list is used whole by both splits, so an evaluation on it would be on the training rows."""
+    """Both splits use all rows of a path or list, so an evaluation on the same one would be on training rows."""
     trained = {_source(env) for env in config.envs} - {None}
     for env in config.eval_envs:
         if _source(env) in trained:
@@ -321,7 +321,7 @@ def _source(env: EnvEntry) -> str | None:
 def _save(config: RunConfig, trainer: Any, final: Path) -> None:
     """The adapter with LoRA, or the whole model (`merge: true`), with tokenizer and the record of environments.
 
-    The folder is there when all of it is.
+    The folder appears only when it is complete.
     """
     partial = final.with_name(f".{final.name}.partial")
     is_main = trainer.accelerator.is_main_process
@@ -354,9 +354,9 @@ def _name_model(card: Path, config: RunConfig) -> None:
 
 
 def _merge(config: RunConfig, trainer: Any, folder: Path) -> None:
-    """Make an adapter's folder that of the whole model."""
+    """Turn an adapter's folder into one with the whole model."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if shards_parameters(trainer):  # this process holds a share of it: read it again
+    if shards_parameters(trainer):  # this process holds only a shard of it: read it again
         settings = _given(config.model, "revision", "trust_remote_code")
         adapter = json.loads((folder / "adapter_config.json").read_text("utf-8"))
         with whole_models(trainer.args):
@@ -380,11 +380,11 @@ class _RunCallback(TrainerCallback):
         self.is_interrupted = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Refuse to go on if the strategy of the prepared model is not what was asked."""
+        """Refuse to train if the prepared model does not have the strategy that was asked for."""
         distributed.check_strategy(self.config, self.trainer)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Compare `eval_success`, the share of solved episodes."""
+        """Stop when `eval_success`, the share of solved episodes, reaches the goal."""
         goal = self.config.stop_at_success
         if goal is not None and kwargs["metrics"].get("eval_success", 0.0) >= goal:
             control.should_save = control.should_training_stop = True
@@ -400,7 +400,7 @@ class _RunCallback(TrainerCallback):
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Within it, Ctrl-C ends training at the next step; a second one at once."""
+        """Let Ctrl-C end training at the next step, and a second Ctrl-C at once."""
         if threading.current_thread() is not threading.main_thread():
             yield  # signals reach the main thread only
             return

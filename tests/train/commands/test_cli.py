@@ -218,7 +218,7 @@ def test_resume_of_a_killed_run_goes_on_with_the_same_curve(trained, tmp_path):
 
 
 def test_a_new_run_does_not_mix_with_the_checkpoints_of_an_earlier_one(trained):
-    with pytest.raises(ValueError, match=r"checkpoint-4 is of an earlier run: go on with it \(--resume latest\)"):
+    with pytest.raises(ValueError, match=r"checkpoint-4 is from an earlier run: go on with it \(--resume latest\)"):
         train(trained)
 
 

@@ -80,7 +80,7 @@ def test_overrides_reach_any_key(tmp_path):
         ("model_name_or_path: tiny", "dtype: float32", "model_name_or_path is missing"),
         ("seed: 3", "seed: 3\nseed: 4", "found duplicate key seed"),
         ("seed: 3", "seed: x", "seed must be a valid integer"),
-        ("seed: 3", "seed: [", "not YAML"),
+        ("seed: 3", "seed: [", "not valid YAML"),
         ("- math", "- 7", r"envs\[0\] must be an id or a mapping"),
         ("max_turns: 3", "max_turns: 3, kwargs: {max_turns: 2}", "'max_turns' is given twice"),
     ],
