@@ -1,8 +1,8 @@
 """`AsyncClient` and its sessions: episodes on served environments, exactly once, across lost servers.
 
 Concurrent steps travel together. When a server is lost, its episodes are replayed (seed and actions) on another, and
-the chained digest shows that they are the same. A step that freezes or kills two workers is not tried on a third: it is
-the action that fails.
+the chained digest shows that they are the same. A step that freezes or kills two workers is not tried on a third: the
+action has failed.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ from mrlm_envs.serving.server_pool import NoServer, ServerPool, split_addresses
 Info = dict[str, Any]
 StepTuple = tuple[str, float, bool, bool, Info]
 
-_WORKERS = 2  # lost under one step before the action is held to be the cause
-_REPLAY_BYTES = 4 << 20  # of actions in one reset; the rest is stepped
-_COME_BACK = 2.0  # seconds beyond a call's time-out that a server gets to come back to an episode without replay
-_GARBLED = 0.05  # seconds before a garbled reply is asked for again
-_POLL = 0.02  # seconds between looks at a server that is to come back
+_WORKERS = 2  # workers lost during one step before its action is blamed
+_REPLAY_BYTES = 4 << 20  # bytes of actions that one reset replays; the rest are stepped
+_COME_BACK = 2.0  # seconds beyond a call's time-out for a server to come back, if its episode cannot be replayed
+_GARBLED = 0.05  # seconds before the retry after a garbled reply
+_POLL = 0.02  # seconds between looks at a server that should come back
 _TEXTS = {
     "step_timeout": "The action was stopped",
     "env_fault": "The environment failed",
@@ -38,11 +38,11 @@ _TEXTS = {
 }
 _REASONS = {pb.STEP_TIMEOUT: "step_timeout", pb.ENV_FAILED: "env_fault", pb.EPISODE_OVER: "env_lost"}
 
-_decode = json.JSONDecoder().raw_decode  # `json.loads` guesses the encoding first, and skips blanks that are not there
+_decode = json.JSONDecoder().raw_decode  # `json.loads` first guesses the encoding and skips blanks that are not there
 
 
 class _EpisodeEnded(Exception):
-    """The episode does not go on.
+    """The episode cannot continue.
 
     Attributes:
         reason: "step_timeout" (the action's failure), "env_fault" (the environment raised) or "env_lost".
@@ -57,19 +57,19 @@ class ClientSession:
     """One environment on a server; made by `AsyncClient.session`.
 
     Args:
-        client: Whose servers it uses.
-        description: What the environment is like.
+        client: The client whose servers it uses.
+        description: The environment, as the server describes it.
         kwargs: The environment's arguments, as JSON.
 
     Attributes:
         episode: Number of the episode, from 1.
         is_open: An episode is under way.
-        actions: Those taken in it.
+        actions: The actions taken in it.
         digests: The chained digest after the reset and after each step.
-        connection: The server that has the episode; None when it has to be chosen.
+        connection: The server that has the episode; None until one is chosen.
         is_alive: That server has answered for this episode.
         worker: The process that has the episode.
-        suspects: Workers that were lost while the current step was under way on them.
+        suspects: Workers that were lost while they ran the current step.
         tried: Addresses of servers that were lost during the current step.
     """
 
@@ -126,10 +126,10 @@ class ClientSession:
         return observation, info
 
     async def step(self, action: str) -> StepTuple:
-        """Take a step. It is taken once, whatever is lost on the way.
+        """Take a step, exactly once, even if calls or servers are lost.
 
-        A step that the server gives up, or that freezes or kills two workers, is the action's failure: the episode ends
-        terminated, with reward 0 and `info["stop_reason"]` "step_timeout". An episode that cannot be brought back (its
+        A step that the server gives up on, or that freezes or kills two workers, is the action's failure: the episode
+        ends terminated, with reward 0 and `info["stop_reason"]` "step_timeout". An episode that cannot be restored (its
         environment cannot be replayed, or no server answers within `step_timeout`) ends truncated, with
         `info["valid"]` False and `info["stop_reason"]` "env_lost"; one whose environment raised ends the same way with
         "env_fault".
@@ -166,7 +166,7 @@ class ClientSession:
         return clean(action[: self.description.action_length]).encode()
 
     def send(self, action: bytes) -> "asyncio.Future[pb.Result | None]":
-        """Send a step at once; the result is None at once unless all is well with the session's server."""
+        """Send a step; if the session's server is blocked or has yet to be chosen, the result is None at once."""
         connection = self.connection
         if connection is None or not self.is_alive or connection.is_blocked:
             nothing = asyncio.get_running_loop().create_future()
@@ -193,22 +193,22 @@ class ClientSession:
         return text, reward, terminated, truncated, _decode(info.decode())[0]
 
     async def finish(self, action: bytes, outcome: "pb.Result | BaseException | None", deadline: float) -> StepTuple:
-        """Bring a step to its end that did not go well at once; see `_settle`."""
+        """Finish a step whose first attempt gave no result; see `_settle`."""
         try:
             return await self._settle(action, outcome, deadline)
         except _EpisodeEnded as end:
             return self._end(end.reason, str(end))
 
     async def _settle(self, action: bytes, outcome: "pb.Result | BaseException | None", deadline: float) -> StepTuple:
-        """Take a step, or with no result so far the reset, until an outcome is accepted.
+        """Retry a step, or the reset if there is no result so far, until an outcome is accepted.
 
         Args:
             action: The action; empty for a reset.
-            outcome: What the first attempt gave: a result, why there is none, or None if there was no attempt.
+            outcome: The outcome of the first attempt: a result or an exception; None if there was no attempt.
             deadline: On the event loop's clock.
 
         Raises:
-            _EpisodeEnded: If the episode does not go on.
+            _EpisodeEnded: If the episode cannot continue.
         """
         try:
             async with asyncio.timeout_at(deadline):
@@ -240,7 +240,7 @@ class ClientSession:
         """
         connection = self.connection
         if connection is None or not connection.is_blocked:
-            return  # the call was cut, not the server: it still has the episode
+            return  # the call was lost, not the server: it still has the episode
         self.tried.add(connection.address)
         if lost.is_suspicious and self.is_alive:
             self.suspects.add(self.worker)
@@ -249,7 +249,7 @@ class ClientSession:
             raise _EpisodeEnded("step_timeout", f"it froze or crashed {_WORKERS} servers, the last: {lost}")
 
     async def _handle(self, error: "pb.Error") -> None:
-        """Draw the conclusion from an error: return to try again, or raise what ends the episode."""
+        """Handle an error of the server: return to try again, or raise to end the episode."""
         if error.HasField("retry_after_ms"):
             await pause(error)
         elif error.code == pb.CODE_UNSPECIFIED:  # no error: the reply was garbled, and the server has kept it
@@ -265,7 +265,7 @@ class ClientSession:
             raise gymnasium.error.Error(f"{self.description.env_id}: {pb.Code.Name(error.code)}: {error.message}")
 
     async def _restore(self) -> Connection:
-        """A connection whose server has the episode as we left it, after a replay if need be."""
+        """A connection whose server has the episode as we left it, after a replay if necessary."""
         connection = self.connection
         if connection is not None and self.is_alive and not connection.is_blocked:
             return connection
@@ -293,10 +293,10 @@ class ClientSession:
         return connection
 
     async def _own_server(self) -> Connection:
-        """The server of an episode that cannot be replayed, when it has come back."""
+        """The server of an episode that cannot be replayed, once it has come back."""
         connection = self.connection
         if connection is None:
-            raise _EpisodeEnded("env_lost", "its server does not have it any more, and it cannot be replayed")
+            raise _EpisodeEnded("env_lost", "its server no longer has it, and it cannot be replayed")
         try:
             async with asyncio.timeout(self.client.access.call_timeout + _COME_BACK):
                 while connection.is_blocked:
@@ -314,7 +314,7 @@ class ClientSession:
         self.connection = connection
 
     def _end(self, reason: str, why: str) -> StepTuple:
-        """The last step of an episode that does not go on: the action's failure, or a failure of ours."""
+        """The last step of an episode that cannot continue: the action's failure, or one of ours."""
         is_ours = reason != "step_timeout"
         self.is_open = False
         info = {"task_id": self.task_id, "seed": self.seed, "turn": len(self.actions) + 1, "action_valid": True}
@@ -332,10 +332,10 @@ class ClientSession:
 
 
 class AsyncClient:
-    """A client of one server or of several equal ones, for use on one event loop.
+    """A client of one server or of several interchangeable ones, for use on one event loop.
 
     Args:
-        address: `host:port`, a list of them, or `dns:///name:port`, which is every address of that name.
+        address: `host:port`, a list of them, or `dns:///name:port`, which stands for every address of that name.
         **access: `token`, `tls`, `tls_ca`, `tls_cert`, `tls_key`, `connect_timeout`, `rpc_timeout` and
             `step_timeout`; see `Access`.
     """
@@ -359,7 +359,7 @@ class AsyncClient:
         self.servers.close()
 
     async def describe(self, env_id: str, **kwargs: Any) -> "pb.Description":
-        """What the environment is like; see `envs.proto`.
+        """The description of an environment; see `envs.proto`.
 
         Raises:
             gymnasium.error.Error: If it is not served, or its kwargs or the client's token are refused.

@@ -1,4 +1,4 @@
-"""One server as a client sees it: a channel, a queue that turns concurrent items into batches, and its state of health.
+"""One server as a client sees it: a channel, a queue that turns concurrent items into batches, and its health.
 
 Everything here runs on one event loop, and the calls themselves on threads. The channel is gRPC's threaded one: the
 asyncio one does not survive a fork of its process, even where the child never touches it.
@@ -26,18 +26,18 @@ import gymnasium
 from mrlm_envs.serving import envs_pb2 as pb
 from mrlm_envs.serving.protocol import CALLS, SERVICE
 
-_CALLS = 2  # batches under way per server and method: one is computed while the next is collected
+_CALLS = 2  # batches in flight per server and method: one is computed while the next is collected
 _PATIENCE = 0.01  # seconds; batches that take longer (slow steps) do not hold up the next ones
 _ITEMS = 1024
-_THREADS = 512  # calls under way at once, as many as a server takes; slow steps wait in theirs
+_THREADS = 512  # calls in flight at once, as many as a server accepts; a slow step holds its thread
 _BYTES = 1 << 20
-_LAST_CALLS = 1.0  # seconds that gRPC gets to end before a fork; others in the process may use it too
-_SILENCE = 3.0  # seconds without an answer that no live server needs: it answers within two that a step still runs
+_LAST_CALLS = 1.0  # seconds that gRPC gets to end before a fork; other code in the process may use it too
+_SILENCE = 3.0  # seconds; no live server is silent for longer: within two it answers that a step is still running
 _PROBE = 1.0  # seconds that a lost server has to answer a health check
 _BACKOFF = 0.25, 8.0  # seconds before the first health check of a lost server, doubled up to the second number
 _SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse(status=SERVING)
 _OPTIONS = (
-    ("grpc.enable_retries", 0),  # we send again ourselves; gRPC's retries stop, silently, at 256 KiB
+    ("grpc.enable_retries", 0),  # we retry ourselves; gRPC's retries silently stop at 256 KiB
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
@@ -64,7 +64,7 @@ _CAUSES = {
 _FATAL = {"UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
 
 _connections: "weakref.WeakSet[Connection]" = weakref.WeakSet()
-_jitter = random.Random()  # of our own: the process's may be seeded, and is not ours to use
+_jitter = random.Random()  # our own: the global generator may be seeded, and is not ours to use
 _fork_lock = threading.RLock()  # held while a call starts, and across a fork
 
 
@@ -72,7 +72,7 @@ class ConnectionLost(Exception):
     """The server did not answer; whether it ran the item is unknown.
 
     Attributes:
-        is_suspicious: The server froze or died with the call, so that an item of the call may be the cause.
+        is_suspicious: The server froze or died during the call, so an item of the call may be the cause.
     """
 
     def __init__(self, message: str, is_suspicious: bool = False) -> None:
@@ -85,7 +85,7 @@ class RemoteError(gymnasium.error.Error):
 
 
 class _CallFailed(Exception):
-    """A call failed; with gRPC's status and details."""
+    """A call failed; carries gRPC's status and details."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ class Access:
         tls_ca: Path of PEM certificates to trust instead of the system's.
         tls_cert: Path of the client's certificate chain (mTLS).
         tls_key: Path of the client's private key (mTLS).
-        connect_timeout: Seconds until a first server has to answer; then the cause of the trouble is raised.
+        connect_timeout: Seconds within which a first server must answer; after that the cause is raised.
         rpc_timeout: Seconds without an answer after which a server counts as lost, at most a third of `step_timeout`.
-            Slow steps do not count: a live server answers within two seconds that a step still runs.
+            Slow steps do not count: a live server answers within two seconds that a step is still running.
         step_timeout: Seconds for one step or reset, fail-over included.
     """
 
@@ -115,7 +115,7 @@ class Access:
 
     @property
     def call_timeout(self) -> float:
-        """Seconds of one call: two workers may be lost to one step, and the verdict has to come in its time."""
+        """Seconds for one call: short enough that one step can lose two workers within `step_timeout`."""
         return min(self.rpc_timeout, max(1.0, self.step_timeout / 3))
 
     def channel(self, address: str, host: str | None) -> grpc.Channel:
@@ -136,7 +136,7 @@ class Access:
 
 
 class Connection:
-    """The way to one server.
+    """A connection to one server.
 
     A server that does not answer is blocked: nothing is sent to it until it has answered a health check. The checks
     run in the background and back off exponentially, so that no session waits for a server that is gone or frozen.
@@ -150,8 +150,8 @@ class Connection:
         is_blocked: The server was lost and has not recovered yet.
         was_reached: It has answered a call at some time.
         trouble: Why the newest call failed, or "".
-        worker: Names the server's process, which tells a restarted worker from its predecessor.
-        sessions: Those that are there.
+        worker: Id of the server's process, which tells a restarted worker from its predecessor.
+        sessions: The sessions whose episodes are on this server.
     """
 
     def __init__(self, address: str, host: str | None, access: Access) -> None:
@@ -164,7 +164,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="mrlm-call")
         self._channel: grpc.Channel | None = None
-        self._asked: list[float] = []  # when the calls under way began
+        self._asked: list[float] = []  # when the calls in flight began
         self._methods: dict[str, Any] = {}
         self._is_closed = False
         self._recovery: asyncio.Task[None] | None = None
@@ -173,26 +173,26 @@ class Connection:
 
     @property
     def is_silent(self) -> bool:
-        """The server owes an answer for longer than a live one would, and will be lost unless it comes."""
+        """Whether the server has been silent for longer than a live one; it counts as lost if no answer comes."""
         return bool(self._asked) and self._asked[0] < time.monotonic() - _SILENCE
 
     def send(self, method: str, item: Any, *, again: bool = False) -> "asyncio.Future[Any]":
-        """Send one item with whatever else is sent now; the future gives its result, or raises as `call` does.
+        """Send one item, batched with others sent now; the future gives its result, or raises as `call` does.
 
         Args:
             method: "Reset", "Step" or another of the service.
             item: The item's message.
-            again: The item was answered "still running": its call may take long, and must hold up no others.
+            again: The item was answered "still running": its call may take long, and must not hold up others.
         """
         return self._queues[method, again].add(item)
 
     async def ask(self, method: str, item: Any, *, is_suspect: bool = False) -> Any:
-        """Send an item until the answer is not "ask again"; see `send`.
+        """Send an item, and again while the server asks for a retry; see `send`.
 
         Args:
             method: See `send`.
             item: See `send`.
-            is_suspect: The item was under way on a server that was lost: at first it is sent alone.
+            is_suspect: The item was in flight on a server that was lost: the first time, it is sent alone.
         """
         async with self._suspects if is_suspect else contextlib.nullcontext():
             result = await self.send(method, item, again=is_suspect)
@@ -232,7 +232,7 @@ class Connection:
         return answer.results
 
     def _failure(self, status: str, details: str) -> "pb.Result":
-        """What a failed call means for its items: try again later, or an exception."""
+        """The outcome of a failed call for its items: a retry later, or an exception."""
         text = f"{self.address}: {status}: {details}"
         if status == "RESOURCE_EXHAUSTED" and "larger than max" not in text:
             return pb.Result(error=pb.Error(code=pb.OVERLOADED, message=text, retry_after_ms=100))
@@ -246,7 +246,7 @@ class Connection:
         raise ConnectionLost(self.trouble, is_suspicious=not is_innocent)
 
     async def _call(self, path: str, request: Any, timeout: float, serialize: Any, deserialize: Any) -> Any:
-        """Make a blocking call on a thread: a call's own future costs two thread switches more."""
+        """Make a blocking call on a thread: gRPC's own future would cost two more thread switches."""
 
         def call() -> Any:
             with _fork_lock:
@@ -269,7 +269,7 @@ class Connection:
         return await self._loop.run_in_executor(self._threads, call)
 
     def _block(self) -> None:
-        """Avoid the server until it is healthy."""
+        """Send nothing to the server until it is healthy."""
         if not self.is_blocked:
             self.is_blocked = True
             self._recovery = self._loop.create_task(self._recover())
@@ -286,9 +286,10 @@ class Connection:
                 self.is_blocked = error.args[0] != "UNIMPLEMENTED"
 
     def close(self) -> bool:
-        """Close the channel, and say whether it was open; calls under way end as lost, and the next one opens it again.
+        """Close the channel; calls in flight end as lost, and the next call opens it again. Safe on any thread.
 
-        On any thread.
+        Returns:
+            Whether it was open.
         """
         with _fork_lock:
             channel, self._channel, self._methods = self._channel, None, {}
@@ -311,7 +312,7 @@ class _Queue:
     def __init__(self, connection: Connection, method: str) -> None:
         self._connection, self._method = connection, method
         self._items: deque[tuple[Any, asyncio.Future[Any]]] = deque()
-        self._calls: set[object] = set()  # those under way that are waited for
+        self._calls: set[object] = set()  # those in flight that hold up the next batches
         self._loop = asyncio.get_running_loop()
 
     def add(self, item: Any) -> "asyncio.Future[Any]":
@@ -337,7 +338,7 @@ class _Queue:
                 self._loop.call_later(_PATIENCE, self._release, call)
 
     def _release(self, call: object) -> None:
-        """Hold up the next batches no longer."""
+        """Let a call hold up the next batches no longer."""
         if call in self._calls:
             self._calls.discard(call)
             self._flush()
@@ -352,13 +353,13 @@ class _Queue:
                 continue
             if isinstance(result, Exception):
                 future.set_exception(result)
-                future.exception()  # whoever waited may have gone
+                future.exception()  # marks it as seen: whoever waited for it may have gone
             else:
                 future.set_result(result)
 
 
 async def pause(error: "pb.Error") -> None:
-    """Wait for as long as the server asks for, about."""
+    """Wait for about as long as the server asks."""
     if error.retry_after_ms:
         await asyncio.sleep(error.retry_after_ms / 1000 * _jitter.uniform(0.5, 1.5))
 
@@ -373,7 +374,7 @@ def _before_fork() -> None:
 
 
 def _is_grpc_running() -> bool:
-    """gRPC has threads; it ends them after the last channel (Linux; elsewhere this is not known)."""
+    """Whether gRPC still has threads; it ends them after the last channel (known on Linux only)."""
     for name in glob.glob("/proc/self/task/*/comm"):
         with contextlib.suppress(OSError):  # the thread has ended
             if Path(name).read_text().startswith("grpc_"):

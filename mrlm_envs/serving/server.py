@@ -27,12 +27,12 @@ from mrlm_envs.serving.settings import Refused, Settings
 logger = logging.getLogger("mrlm.serve")
 
 _HOLD = 1.0  # seconds; a call is answered after this even if all of its items still run: slow is not dead
-_MARGIN = 0.2  # of the call's time left, kept for the reply when a call waits until its deadline
+_MARGIN = 0.2  # seconds, at most a quarter of the time left, kept for the reply when a call waits until its deadline
 _SWEEP = 0.25  # seconds between looks at late steps
 _LINGER = 0.3  # seconds for which a drained server still answers UNAVAILABLE
-_PATIENCE = 10e-3  # seconds; the event loop waits for steps that take less together: being woken costs more than a step
-_DECAY = 0.97  # of an environment's `slow_s`, with every step
-_DESCRIPTIONS = 256  # kept
+_PATIENCE = 10e-3  # seconds; the event loop blocks on steps that together take less: a wake-up costs more than a step
+_DECAY = 0.97  # factor on an environment's `slow_s` with every step
+_DESCRIPTIONS = 256  # descriptions kept
 _MAKERS = 4  # constructors of one environment that run at once for Describe
 _AGAIN = pb.Error(code=pb.STEP_TIMEOUT, message="it still runs, or the reply is full", retry_after_ms=0)
 _OPTIONS = (
@@ -51,16 +51,16 @@ _OPTIONS = (
 
 
 class Server:
-    """One server process's service; make and use it on a running event loop.
+    """The service of one server process; make and use it on a running event loop.
 
     Args:
         settings: What to serve, and how.
-        board: Its `label` is set to a session's before each of its steps, for whoever looks after this process.
+        board: Before each step, its `label` is set to the session's, for the supervisor of this process.
 
     Attributes:
         port: The port it listens on, after `start`.
         sessions: Its sessions.
-        metrics: What it counts.
+        metrics: Its Prometheus metrics.
 
     Raises:
         Refused: If the settings cannot be served.
@@ -106,7 +106,7 @@ class Server:
         """Listen.
 
         Args:
-            local: A further address without TLS, a Unix socket that only the process's user can open.
+            local: Another address, without TLS: a Unix socket that only the process's user can open.
 
         Raises:
             Refused: If the address cannot be bound.
@@ -164,10 +164,10 @@ class Server:
         """Answer a call, or refuse it as a whole.
 
         Args:
-            admit: Takes a tenant, an item and the time; gives the job that answers the item.
-            reply_class: Of the reply.
+            admit: Takes a tenant, an item and the time; returns the job that answers the item.
+            reply_class: Class of the reply.
             request: The request; None if it cannot be parsed.
-            context: The call's.
+            context: Context of the call.
         """
         self._open_calls += 1
         try:
@@ -196,7 +196,7 @@ class Server:
         return self._tenants[_hash(token)]
 
     def _describe(self, _: Tenant, item: "pb.DescribeItem", __: float) -> Inspection:
-        """What finds out what an environment is like."""
+        """The job that describes an environment, new or already known."""
         self.sessions.refuse_if_draining()
         registration, known = self.catalog.find(item.env_id), self._inspections
         key = registration.id, item.kwargs
@@ -266,10 +266,10 @@ class Server:
         """Wait for all jobs of a call.
 
         Args:
-            running: Those that are not settled.
-            count: All of them.
-            context: The call's, which has a deadline.
-            wait: Seconds after which it is enough that one is settled, and one more second that none is; 0 for never.
+            running: The jobs that are not settled.
+            count: Number of all jobs of the call.
+            context: Context of the call, which has a deadline.
+            wait: Seconds after which one settled job is enough, and a second later none is needed; 0 for never.
         """
         now, left = time.monotonic(), context.time_remaining()
         left = 2 * self.settings.step_timeout if left is None else left
@@ -292,7 +292,7 @@ class Server:
         self._progressed = asyncio.Event()
 
     async def _sweep(self) -> None:
-        """Give up late steps, close idle sessions, and say NOT_SERVING when most threads are lost."""
+        """Give up late steps, close idle sessions, and report NOT_SERVING once `threads` threads are lost."""
         settings, next_idle = self.settings, 0.0
         while True:
             await asyncio.sleep(_SWEEP)
@@ -307,7 +307,7 @@ class Server:
 
 
 def _parse(message: Any, data: bytes) -> Any:
-    """The message, or None if the bytes are no such message."""
+    """The message, or None if the bytes are not one."""
     with contextlib.suppress(DecodeError):
         return message.FromString(data)
 
@@ -317,7 +317,7 @@ def _hash(token: str) -> bytes:
 
 
 def _read_tokens(text: str) -> dict[bytes, str]:
-    """A token's hash to its tenant, from lines of `TENANT TOKEN`, or of a token alone, whose tenant is its own.
+    """The tenant of each token's hash, from lines of `TENANT TOKEN`, or of a token alone, which gets its own tenant.
 
     Raises:
         Refused: If a line has more than two words, or there is no token at all.

@@ -1,4 +1,4 @@
-"""The sessions of a server: which step is the next one, which answer is kept, and how much each tenant may have.
+"""The sessions of a server: which step comes next, which answer is kept, and how much each tenant may have.
 
 All of `Sessions` runs on the event loop. `Job.run` writes only to its own `Job`, on whichever thread runs it, and
 sets `done` last.
@@ -22,12 +22,12 @@ from mrlm_envs.serving.settings import Settings
 logger = logging.getLogger("mrlm.serve")
 
 LABEL = 240  # bytes
-_PARSED = 4  # bytes that a byte of kwargs or options costs: as sent, parsed, in the environment, in its first info
+_PARSED = 4  # bytes held for each byte of kwargs or options: as sent, parsed, in the environment, in its first info
 _REFUSALS = (ValueError, TypeError, gymnasium.error.Error)  # what an environment raises for wrong arguments
 
 
 class CallRefused(Exception):
-    """A call is refused as a whole, with a status of gRPC's."""
+    """A call is refused as a whole, with a gRPC status."""
 
     def __init__(self, status: str, message: str) -> None:
         super().__init__(message)
@@ -35,12 +35,12 @@ class CallRefused(Exception):
 
 
 class Job:
-    """What a thread does for an item of a call; every failure becomes `error`. Of itself it does nothing.
+    """The work of a thread for one item of a call; every failure becomes `error`. A plain `Job` does nothing.
 
     Args:
-        registration: Of the environment, if it has to do with one.
-        session: Its session, if it has one.
-        error: What is wrong with the item, if that is known at once.
+        registration: The environment's registration, if the item concerns one.
+        session: The item's session, if it has one.
+        error: The error of the item, if it is known from the start.
 
     Attributes:
         is_new: It has yet to be handed to the pool.
@@ -48,7 +48,7 @@ class Job:
         done: It has run; set last.
         given_up: It took too long, and nobody waits for it any more.
         result: The answer, a message.
-        size: Bytes of the answer, about.
+        size: Approximate size of the answer in bytes.
         is_step: It takes one step.
     """
 
@@ -77,7 +77,7 @@ class Job:
 
     @property
     def names(self) -> dict[str, str]:
-        """Who and what it is for, for logs."""
+        """Session and environment, for logs."""
         return self.session.names if self.session else {"env": self.registration.id}
 
     def run(self) -> None:
@@ -114,9 +114,9 @@ class Inspection(Job):
     """Makes an environment, describes it, and closes it.
 
     Args:
-        registration: Of the environment.
-        kwargs: A client's JSON.
-        action_length: The most characters of an action that the server takes.
+        registration: The environment's registration.
+        kwargs: The client's arguments, as JSON.
+        action_length: Maximum length of an action that the server accepts, in characters.
     """
 
     __slots__ = ("action_length", "kwargs")
@@ -140,10 +140,10 @@ class Inspection(Job):
 
 
 class Turn(Job):
-    """A step, or with `reset` set a reset, and its answer once `done`.
+    """A step, or a reset if `reset` is set, and its answer once `done`.
 
     Attributes:
-        digest: The digest of the episode: before, until done.
+        digest: The digest of the episode: before the turn until it is done, then after it.
         is_over: It ended the episode.
         is_detached: Nobody wants the answer any more.
     """
@@ -206,7 +206,7 @@ class Turn(Job):
         result.terminated, result.truncated = terminated, truncated
 
     def close(self) -> None:
-        """Close the environment; may take its time."""
+        """Close the environment; may be slow."""
         env, self.env = self.env, None
         if env is not None:
             try:
@@ -217,7 +217,7 @@ class Turn(Job):
 
 @dataclass(slots=True, eq=False)
 class Tenant:
-    """The sessions of one tenant, by session id, and the bytes they hold, about."""
+    """The sessions of one tenant, by session id, and approximately the bytes they hold."""
 
     name: str
     sessions: dict[bytes, "Session"] = field(default_factory=dict)
@@ -229,12 +229,12 @@ class Session:
     """One environment of one tenant: its episode, and the newest turn of it (running, or the answer kept).
 
     Attributes:
-        touched: When a client last asked for it.
+        touched: When a client last used it.
         episode: Number of the episode, from 1.
         kwargs: The environment's arguments, as JSON.
         opening: Hash of the reset item that began the episode.
-        size: Bytes it holds, about: arguments, the conversation, the newest answer.
-        label: Session, environment and task, at most `LABEL` bytes, which a worker notes down before each step.
+        size: Approximate bytes it holds: arguments, the conversation, the newest answer.
+        label: Session, environment and task, at most `LABEL` bytes, which a worker records before each step.
     """
 
     tenant: Tenant
@@ -251,11 +251,11 @@ class Session:
 
     @property
     def names(self) -> dict[str, str]:
-        """Who and what it is, for logs."""
+        """Tenant, session, environment and task, for logs."""
         return {"tenant": self.tenant.name, "session": self.key.hex(), "env": self.env_id, "task": self.task_id}
 
     def name_task(self, task_id: str) -> None:
-        """Note the task of the current episode."""
+        """Record the task of the current episode."""
         self.task_id = task_id[:80]
         self.label = f"session {self.key.hex()}, {self.env_id}, task {self.task_id!r}".encode()[:LABEL]
 
@@ -266,11 +266,11 @@ class Sessions:
     Args:
         catalog: What is served.
         settings: The server's limits.
-        later: Calls a function soon, on another thread.
+        later: Schedules a function on another thread.
 
     Attributes:
         is_draining: No new work is taken.
-        is_full: The queue of steps is as long as it may be.
+        is_full: The queue of steps is full.
     """
 
     def __init__(self, catalog: Catalog, settings: Settings, later: Callable[[Callable[[], None]], Any]) -> None:
@@ -284,7 +284,7 @@ class Sessions:
         return sum(len(tenant.sessions) for tenant in self.tenants.values())
 
     def tenant(self, name: str) -> Tenant:
-        """The tenant of that name, new or known."""
+        """The tenant of that name, created if necessary."""
         return self.tenants.get(name) or self.tenants.setdefault(name, Tenant(name))
 
     def step(self, tenant: Tenant, item: "pb.StepItem", now: float) -> Turn:
@@ -292,7 +292,7 @@ class Sessions:
 
         Raises:
             ItemError: If the item cannot be run.
-            CallRefused: If it is new, and the server stops.
+            CallRefused: If it is new, and the server is draining.
         """
         session = tenant.sessions.get(item.session)
         if session is None:
@@ -327,8 +327,8 @@ class Sessions:
         """The turn that answers a reset item.
 
         Raises:
-            ItemError: If the item cannot be run; a session is not made then.
-            CallRefused: If it is new, and the server stops.
+            ItemError: If the item cannot be run; no session is made then.
+            CallRefused: If it is new, and the server is draining.
         """
         registration = self.catalog.find(item.env_id)
         if len(item.session) != 16 or item.episode < 1:
@@ -384,7 +384,7 @@ class Sessions:
             self._close(session)
 
     def sweep(self, before: float, also_running: bool = False) -> None:
-        """Close sessions that have been idle since `before`, and forget tenants without any."""
+        """Close sessions that have been idle since `before`, and forget tenants without sessions."""
         for name, tenant in list(self.tenants.items()):
             for session in list(tenant.sessions.values()):
                 if session.touched < before and (also_running or session.turn.is_settled):
@@ -395,10 +395,10 @@ class Sessions:
                 del self.tenants[name]
 
     def refuse_if_draining(self) -> None:
-        """Take no new work while the server stops.
+        """Refuse new work while the server is draining.
 
         Raises:
-            CallRefused: If it does.
+            CallRefused: If it is.
         """
         if self.is_draining:
             raise CallRefused("UNAVAILABLE", "the server is draining")
@@ -430,7 +430,7 @@ class Sessions:
 
 
 def _is_fail_over(item: "pb.ResetItem") -> bool:
-    """The episode began on another server."""
+    """Whether the episode began on another server."""
     return bool(item.digest or item.actions)
 
 

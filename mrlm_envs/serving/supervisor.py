@@ -1,7 +1,7 @@
-"""The parent of the worker processes: asks for their health, kills the frozen, restarts the dead, passes on SIGTERM.
+"""The parent of the worker processes: checks their health, kills frozen ones, restarts dead ones, forwards SIGTERM.
 
-A step that holds Python's interpreter lock freezes its whole worker, signal handlers included. So health is asked from
-outside, over gRPC and with a deadline, and the answer to silence is SIGKILL.
+A step that holds Python's interpreter lock freezes its whole worker, signal handlers included. So health is checked
+from outside, over gRPC and with a deadline, and a silent worker gets SIGKILL.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ from mrlm_envs.serving.metrics import log_json
 from mrlm_envs.serving.settings import Settings
 from mrlm_envs.serving.worker import REFUSED, Board, die_with_parent
 
-PARENT = "MRLM_SERVE_PARENT"  # where it is set, the supervisor ends with its parent
-_CHECK = 1.0  # seconds between two health checks of a worker, and for the answer to one; less with a short step_timeout
-_BACKOFF = 0.5, 5.0  # seconds before a restart: the first, doubled with each death, and the longest
+PARENT = "MRLM_SERVE_PARENT"  # if it is set, the supervisor ends with its parent
+_CHECK = 1.0  # seconds between health checks of a worker, and the time limit of one; less with a short step_timeout
+_BACKOFF = 0.5, 5.0  # seconds before a restart: at first (doubled with each death), and at most
 _STEADY = 60.0  # seconds; a worker that lived this long starts with the shortest wait again
-_DEATHS = 8  # for each worker, within a minute: then everything stops
+_DEATHS = 8  # deaths per worker within a minute that stop everything
 
 logger = logging.getLogger("mrlm.serve")
 
@@ -60,8 +60,8 @@ class Supervisor:
         """Keep one worker alive until the stop.
 
         Args:
-            index: Of the worker.
-            path: Of its board; with `.sock` behind it, of its socket.
+            index: Index of the worker.
+            path: Path of its board; with `.sock` appended, of its socket.
         """
         board, wait, is_restart = Board.open(path), _BACKOFF[0], False
         while not self.stop.is_set():
@@ -110,7 +110,7 @@ class Supervisor:
             self.stop.set()
 
     async def _kill_if_frozen(self, process: asyncio.subprocess.Process, board: Board, path: Path) -> None:
-        """Kill a worker that serves, and then is not healthy for `step_timeout`."""
+        """Kill a worker that has served and is then not healthy for `step_timeout`."""
         import grpc  # the workers start meanwhile
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -133,7 +133,7 @@ class Supervisor:
 
 
 def supervise(settings: Settings) -> int:
-    """Run the workers in this process's name; the exit status."""
+    """Run the workers as children of this process; returns the exit status."""
     log_json()
     if settings.host not in ("127.0.0.1", "localhost", "::1") and not (settings.token_file and settings.tls_cert):
         logger.warning("%s is open to others without %s", settings.host, "TLS" if settings.token_file else "a token")
