@@ -16,7 +16,7 @@ from mrlm_envs.sandbox.results import Answer, Failure, Limits
 from mrlm_envs.sandbox.workspace import Workspace
 
 MAX_FRAME = 4 << 20
-"""Bytes of one answer. All answers to one request together get twice that."""
+"""Maximum bytes of one answer. All answers to one request together may have twice that."""
 
 _MAX_SENT = 16 * MAX_FRAME
 _MAX_TEXT = 4000
@@ -33,14 +33,14 @@ Host = Callable[[EncodedCall], Answer]
 
 
 class _Ended(Exception):
-    """The process answers no more; carries the reason, None when it ended by itself."""
+    """The process will not answer any more; carries the reason, None if it ended by itself."""
 
     def __init__(self, failure: Failure | None) -> None:
         self.failure = failure
 
 
 class _Deadline:
-    """A wall deadline that waits longer, up to three times, for a program that other load keeps from running."""
+    """A wall-clock deadline, extended up to threefold for a program that other load keeps from running."""
 
     def __init__(self, seconds: float, pid: int) -> None:
         self._seconds, self._clock = seconds, (~pid << 3) | 2  # Linux: the CPU clock of another process
@@ -68,7 +68,7 @@ class _Deadline:
 
 
 class Program:
-    """A running program. Not thread-safe. After a failure other than "exception" it is dead and only says why.
+    """A running program. Not thread-safe. After a failure other than "exception" it is dead and repeats that failure.
 
     Attributes:
         failure: Why the process ended, None while it lives.
@@ -99,7 +99,7 @@ class Program:
             code: Python source.
 
         Raises:
-            LaunchFailed: The process could not be locked in.
+            LaunchFailed: The process could not be isolated.
             TemplateDied: The template died.
         """
         return next(self._requests([["check", code]], self._limits.timeout_s)).failure
@@ -110,10 +110,10 @@ class Program:
         Args:
             code: Python source.
             name: The module's `__name__`.
-            prelude: Source executed first in the same namespace; its lines do not count.
+            prelude: Source executed first in the same namespace; it does not shift the program's line numbers.
 
         Raises:
-            LaunchFailed: The process could not be locked in.
+            LaunchFailed: The process could not be isolated.
             TemplateDied: The template died.
         """
         return next(self._requests([["load", code, name, [], prelude]], self._limits.timeout_s)).failure
@@ -133,10 +133,10 @@ class Program:
             self._outgoing = self._outgoing[self._process.channel.send(self._outgoing) :]
 
     def finish_load(self, timeout_s: float | None = None) -> Failure | None:
-        """Waits for the load that `post_load` started, if it did, and says how it failed.
+        """Waits for the load that `post_load` started, if any, and returns its failure, if it failed.
 
         Args:
-            timeout_s: Seconds to wait, the host's own left out; the limits' when None.
+            timeout_s: Seconds to wait, without those the host takes; the limits' when None.
         """
         if self._posted is not None:
             (ticket, host), self._posted = self._posted, None
@@ -150,7 +150,7 @@ class Program:
         Args:
             function: A name at the program's top level.
             args: Values of base types, or `Opaque` ones that this program returned.
-            kwargs: The same by name.
+            kwargs: Keyword arguments, likewise.
         """
         return next(self.calls([(function, args, kwargs or {})]))
 
@@ -159,12 +159,12 @@ class Program:
     ) -> Iterator[Answer]:
         """Calls functions one after the other, sending calls ahead; ends when the process does.
 
-        The program could read the arguments of later calls during an earlier one, so ask together only what it may
-        know together.
+        The program could read the arguments of later calls during an earlier one, so send only calls together that it
+        may know together.
 
         Args:
             calls: Name, arguments and keyword arguments of each call.
-            allowance: Bytes of all answers together.
+            allowance: Maximum bytes of all answers together.
         """
         messages = [["call", *encoded_call(*call)] for call in calls]
         return self._requests(messages, self._limits.timeout_s, allowance=allowance, decode=values.decode)
@@ -180,7 +180,7 @@ class Program:
             code: The test's statements.
             host: As in `post_load`.
             known: Calls that the test is expected to make, with their answers.
-            timeout_s: Seconds for the test, the host's own left out.
+            timeout_s: Seconds for the test, without those the host takes.
         """
         table = [[list(call), encoded_answer(answer)] for call, answer in known]
         if failure := self.finish_load(timeout_s):
@@ -188,7 +188,7 @@ class Program:
         return next(self._requests([["run_test", code, table]], timeout_s, host))
 
     def repl(self, code: str, timeout_s: float) -> Answer:
-        """Executes a chunk in the namespace of the chunks before; a last expression is its value."""
+        """Executes a chunk in the namespace of the earlier chunks; the value of a final expression is the answer."""
         return next(self._requests([["repl", code]], timeout_s, decode=values.decode))
 
     def output(self, start: tuple[int, int] = (0, 0)) -> tuple[bytes, bytes]:
@@ -200,7 +200,7 @@ class Program:
         return os.pread(fd, size, start) if size > 0 else b""
 
     def pause(self) -> None:
-        """Stops its threads until `resume`, so that nothing runs between turns."""
+        """Stops its threads until `resume`, so that nothing runs between runs."""
         self._process.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -340,7 +340,7 @@ class Program:
             self._buffer += data
 
     def _wait(self, deadline: _Deadline) -> None:
-        """Returns when the channel is ready; ends the program when its time, its disk space or its threads are up."""
+        """Returns when the channel is ready; ends the program if it exceeds its time, disk space or threads."""
         while not self._poller.poll(min(_SLICE_S, max(0.0, deadline.left())) * 1000):
             if deadline.left() <= 0:
                 raise _Ended(Failure("timeout", "the time limit was exceeded"))
@@ -351,7 +351,7 @@ class Program:
                 raise _Ended(Failure("threads", f"the program started more than {_MAX_THREADS} threads"))
 
     def _bury(self, failure: Failure | None, deadline: _Deadline | None = None) -> Failure:
-        """Kills what is left of the process and says why it ended; one that closed its channel may end by itself."""
+        """Kills what is left of the process and returns why it ended; one that closed its channel may end by itself."""
         self._gone = True
         if failure is None and not self._process.ends_within(max(0.2, deadline.left() if deadline else 0.0)):
             failure = Failure("timeout", "the program closed its channel and went on until the time limit")
@@ -373,7 +373,7 @@ def encoded_call(function: str, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     """A call as it goes over the wire.
 
     Raises:
-        ValueRefused: An argument nests too deep.
+        ValueRefused: An argument is nested too deeply.
     """
     return function, [values.encode(a) for a in args], [[k, values.encode(v)] for k, v in kwargs.items()]
 

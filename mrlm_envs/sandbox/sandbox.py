@@ -26,7 +26,7 @@ FunctionCall = tuple[str, Sequence[Any]] | tuple[str, Sequence[Any], Mapping[str
 """A function's name, its arguments, and optionally its keyword arguments."""
 
 T = TypeVar("T")
-_TRUSTED_USES = 500  # then a fresh process, in case the trusted code leaks
+_TRUSTED_USES = 500  # before a fresh process, in case the trusted code leaks
 _TRUSTED_S = 120.0
 _NO_LIMIT_S = 1e9
 _CANARY = "def double(x):\n    return 2 * x\n"
@@ -46,7 +46,7 @@ class Sandbox(contextlib.AbstractContextManager["Sandbox"]):
     Args:
         backend: "landlock" (Landlock and seccomp), "bwrap" (bubblewrap), "unsafe" (none: only for code you trust), or
             "auto": the first of the first two that works.
-        workers: Programs that run at the same time; the CPUs we may use when None. Waiting threads queue.
+        workers: Programs that run at the same time; when None, one for each CPU we may use. Further threads wait.
 
     Raises:
         SandboxUnavailable: No isolation works here.
@@ -121,18 +121,18 @@ class Sandbox(contextlib.AbstractContextManager["Sandbox"]):
                     answers += program.calls(made)
                 if failure is None or program.failure is None:
                     with contextlib.suppress(TemplateDied):
-                        program.close()  # dead first: a thread of it may still print
+                        program.close()  # kill it first: one of its threads may still print
                 stdout, stderr = (printed.decode("utf-8", "replace") for printed in program.output())
                 return Result(answers, failure, stdout, stderr, time.monotonic() - started)
 
         return self.attempt(once) or Result(failure=KILLED_SANDBOX, seconds=time.monotonic() - started)
 
     def attempt(self, job: Callable[[], T]) -> T | None:
-        """Does a job that opens programs, and repeats it once if the sandbox breaks meanwhile.
+        """Does a job that opens programs, and repeats it once if the sandbox breaks during it.
 
         Returns:
-            The job's result, or None when the sandbox broke twice although a trusted program runs well in it: then the
-            program is to blame.
+            The job's result, or None if the sandbox broke twice although a trusted program still runs well in it: then
+            the job's program is to blame.
 
         Raises:
             SandboxFault: A trusted program fails too.
@@ -162,15 +162,15 @@ class Sandbox(contextlib.AbstractContextManager["Sandbox"]):
         total_s: float | None = None,
         queue: bool = True,
     ) -> Iterator[Program]:
-        """Opens a fresh process, for those who decide call by call. Wrap its use in `attempt`.
+        """Opens a fresh process, for callers that decide call by call. Wrap its use in `attempt`.
 
         Args:
             limits: As in `run`.
             stdin: As in `run`.
             seed: As in `run`.
-            total_s: Seconds for all of it, where that is less than the limits say.
-            queue: Wait for a free worker. False only for a process that mostly waits for another, opened while holding
-                that one.
+            total_s: Seconds in total, if less than the limits allow.
+            queue: Wait for a free worker. False only for a process that mostly waits for another one and is opened
+                while that one is held.
         """
         launcher, owner, limits = self._start(), os.getpid(), limits or Limits()
         with self._permits if queue else contextlib.nullcontext():
@@ -185,15 +185,15 @@ class Sandbox(contextlib.AbstractContextManager["Sandbox"]):
                     self._programs.add(program)
                 yield program
             finally:
-                if owner == os.getpid():  # in a fork of ours, this runs when the copy is thrown away
+                if owner == os.getpid():  # in a forked child, this runs when its copy is discarded
                     self._give_back(workspace, program)
 
     @contextlib.contextmanager
     def open_trusted(self, memory_mb: int) -> Iterator[Program]:
         """Opens a process for trusted code that handles untrusted values, such as a dataset's asserts.
 
-        It is locked in like any other, but used again for the next trusted code. Open it while holding an untrusted
-        one; wrap its use in `attempt`.
+        It is isolated like any other, but reused for the next trusted code. Open it while holding an untrusted one, and
+        wrap its use in `attempt`.
 
         Args:
             memory_mb: Its memory beyond the interpreter's own, in MiB.
@@ -214,7 +214,7 @@ class Sandbox(contextlib.AbstractContextManager["Sandbox"]):
                     self._trusted.append((stack.pop_all(), limits, uses + 1, program))
 
     def start(self) -> "Sandbox":
-        """Starts the pool now rather than with the first run, so that an environment can refuse at once.
+        """Starts the pool now rather than with the first run, so that an environment can fail early.
 
         Raises:
             SandboxUnavailable: No isolation works here.
@@ -249,7 +249,7 @@ class Sandbox(contextlib.AbstractContextManager["Sandbox"]):
             cleaning.result()
 
     def _give_back(self, workspace: Workspace, program: Program | None) -> None:
-        """Kills a program. Its death, and the cleaning of its workspace, are not waited for."""
+        """Kills a program, without waiting for its death or for its workspace to be cleaned."""
         if program is not None:
             program.kill()
         pending = [workspace]
@@ -314,7 +314,7 @@ class Sandbox(contextlib.AbstractContextManager["Sandbox"]):
         )
 
     def _probe(self, launcher: Launcher) -> None:
-        """Runs a trusted program through a launcher, to find out at the start what does not work."""
+        """Runs a trusted program through a launcher, so that what does not work shows at the start."""
         limits = Limits(timeout_s=20.0)
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as end:
             undo.callback(launcher.close)
@@ -360,8 +360,8 @@ KILLED_SANDBOX = Failure("crash", "the sandbox died twice while this program ran
 class InterpreterSession(contextlib.AbstractContextManager["InterpreterSession"]):
     """A program that is kept between runs. Not thread-safe; use it as a context manager or close it.
 
-    Between runs it is stopped, so none of its threads runs on. A time-out or a crash ends it; then the next run starts
-    an empty one and sets `restarted`.
+    Between runs it is stopped, so none of its threads keeps running. A time-out or a crash ends it; the next run then
+    starts an empty one and sets `restarted`.
     """
 
     def __init__(self, sandbox: Sandbox, limits: Limits, seed: int) -> None:
@@ -373,10 +373,10 @@ class InterpreterSession(contextlib.AbstractContextManager["InterpreterSession"]
         self.restarted = False
 
     def run(self, code: str, timeout_s: float | None = None) -> Result:
-        """Executes a chunk after the chunks before it.
+        """Executes a chunk of code in the namespace of the earlier chunks.
 
         Args:
-            code: Python source. The value of a last expression is the answer's `value` and, as `repr`, its `shown`.
+            code: Python source. The value of a final expression is the answer's `value` and, as `repr`, its `shown`.
             timeout_s: Seconds for this run; the limits' when None.
 
         Returns:

@@ -1,4 +1,4 @@
-"""What one sandboxed process after the other uses: a scratch directory, output files, the paths it may read."""
+"""The workspace that sandboxed processes use in turn: a scratch directory, output files, the paths they may read."""
 
 import contextlib
 import functools
@@ -18,7 +18,7 @@ _MAX_MAPS = 1 << 19  # bytes of /proc/PID/maps; a few hundred mappings are usual
 
 
 class Workspace:
-    """What one process at a time uses: a flat scratch directory and files that catch its output."""
+    """A flat scratch directory and files that capture output, used by one process at a time."""
 
     def __init__(self, root: str, with_landlock: bool) -> None:
         self.scratch = os.path.realpath(tempfile.mkdtemp(prefix="run-", dir=root))
@@ -45,7 +45,7 @@ class Workspace:
 
         Args:
             pid: The process; a deleted file counts while it is open or mapped there.
-            file_bytes: The size to assume of a deleted file that is only mapped.
+            file_bytes: The size to assume for a deleted file that is only mapped.
         """
         size = count = 0
         with os.scandir(self.directory) as entries:
@@ -70,7 +70,7 @@ class Workspace:
         return size + sum(deleted.values()), count + len(deleted)
 
     def clean(self) -> None:
-        """Empties it for the next process, file positions and times included. The last process must be dead."""
+        """Empties it for the next process, and resets file positions and times. The previous process must be dead."""
         for fd in (self.stdin, self.stdout, self.stderr):
             if os.fstat(fd).st_size:
                 os.ftruncate(fd, 0)
@@ -112,7 +112,7 @@ def _memory_file(name: str) -> int:
 def readable_paths() -> tuple[str, ...]:
     """What a sandboxed interpreter may read: the standard library and the shared libraries it needs.
 
-    Installed packages are left out, and ours wherever it lies: in some of them are data sets with their solutions.
+    Installed packages are left out, and ours wherever it is: some of them contain data sets with their solutions.
     """
     found = [path for tree in library_trees() for path in _without(tree, hidden_directories())]
     return tuple(p for p in dict.fromkeys(found) if not any(p != q and p.startswith(q + "/") for q in found))
@@ -120,7 +120,7 @@ def readable_paths() -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=1)
 def listed_directories() -> tuple[str, ...]:
-    """Directories of which only some contents may be read, but whose names an import looks through."""
+    """Directories that an import lists, although only part of their contents may be read."""
     above = {parent for path in hidden_directories() for parent in path.parents}
     return tuple(sorted(str(d) for d in above if any(d == tree or tree in d.parents for tree in library_trees())))
 
