@@ -5,10 +5,10 @@
 | id | `mrlm/Debate-v0` |
 | observation | the motion, the side and its evidence; then the opponent's newest statement; at the end the result |
 | action | a statement: its stance, then prose that cites evidence as `[P1]`; truncated to 4,000 characters |
-| reward | at the end, the own share of both sides' scores: 1.0 against silence, 0.5 for a draw, 0.0 for silence |
+| reward | at the end, this side's share of both sides' scores: 1.0 against silence, 0.5 for a draw, 0.0 for silence |
 | `rewards` | relevance, evidence, rebuttal, consistency, clarity: the judge's criteria, which sum to the reward |
 | terminated | after `rounds` statements; `success` is a higher score than the opponent's |
-| truncated | a language model that judges or opposes failed (`stop_reason="env_fault"`, `valid` False) |
+| truncated | a language model that is judge or opponent failed (`stop_reason="env_fault"`, `valid` False) |
 | task id | the topic's id, or the content of a generated question |
 | expert | "honest": quotes its evidence and answers the opponent; on the false side of a question it loses |
 
@@ -34,7 +34,7 @@ The reset option `task_id` picks a topic of `tasks`. The formats:
 
 - "verifiable", the default, and the one to train on: a generated question with a true and a false answer; each side
   defends one. Every claim of both sides is checked by computation, and the `rules` judge counts a false one against its
-  side, whatever is said around it; a language model that judges sees only the claims. With the same script on both
+  side, whatever is said around it; a language model as judge sees only the claims. With the same script on both
   sides, the true side wins all of 500 debates of two or three rounds before the `rules` judge
   (`tests/envs/debate/test_debate_rules.py`); with one round it wins 93 %, and the rest are draws.
 - "open", the default with `topic` or `tasks`: motions, 44 of them in the package, split into train and test by their
@@ -112,7 +112,7 @@ class DebateEnv(TextEnv):
         self.judge = make_judge(judge)
         self.opponent = make_opponent(opponent)
         if opponent != "scripted" or judge != "rules":
-            # A judge or an opponent from outside: this instance cannot promise what the class does.
+            # A judge or an opponent from outside: this instance cannot promise what the class promises.
             vars(self)["metadata"] = {**self.metadata, "deterministic": False}
         self.side: str
         self.debate: State
@@ -178,7 +178,7 @@ def _model_statement(client: ChatClient, debate: State, side: str, rng: np.rando
     heard = [spoken[other(side)] for spoken in debate.rounds]
     try:
         return _ask_opponent(client, debate, side, heard)
-    except Unanswered:  # perhaps because of what the agent said, which must not make its debate invalid
+    except Unanswered:  # perhaps because of the agent's words, which must not make its debate invalid
         return _ask_opponent(client, debate, side, [""] * len(heard))
 
 

@@ -14,10 +14,10 @@ _MAX_SIDE = 60  # characters of one side of an equation
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 Equation = tuple[str, Fraction, Fraction]
-"""The left side without blanks, its value, and the value of the right side."""
+"""The left side without spaces, its value, and the value of the right side."""
 
 
-@lru_cache(maxsize=2048)  # the claims of a bank are looked at again and again
+@lru_cache(maxsize=2048)  # the claims of a bank are read again and again
 def equations(text: str) -> tuple[Equation, ...]:
     """Every equation between numbers in the text; a chain `a = b = c` makes two."""
     found = []

@@ -62,7 +62,7 @@ class DebateGame(ParallelEnv[str, str, str | None]):
         render_mode: str | None = None,
     ) -> None:
         self.possible_agents, self.agents = list(SIDES), []
-        # Pro's side, in which con's statements are those of the other agent.
+        # The game from pro's side; con's statements come from the other agent.
         self._env = DebateEnv(
             topic, "pro", rounds, self._con, tasks, judge, format, split=split, render_mode=render_mode
         )
@@ -92,7 +92,7 @@ class DebateGame(ParallelEnv[str, str, str | None]):
 
         Args:
             seed: The episode seed; drawn when None.
-            options: `{"task_id": …}` picks a topic of a finite source; PettingZoo's conventions ignore others.
+            options: `{"task_id": …}` picks a topic of a finite source; others are ignored, as in PettingZoo.
         """
         named = {"task_id": options["task_id"]} if options and "task_id" in options else {}
         _, info = self._env.reset(seed=seed, options=named)
@@ -105,7 +105,7 @@ class DebateGame(ParallelEnv[str, str, str | None]):
     def step(
         self, actions: Mapping[str, str | None]
     ) -> tuple[Texts, dict[str, float], dict[str, bool], dict[str, bool], Infos]:
-        """Both sides speak.
+        """Take the statements of both sides.
 
         Args:
             actions: `{"pro": statement, "con": statement}`.

@@ -1,7 +1,7 @@
 """Judges by name, and the judge that asks a language model.
 
 A judge is a function `(topic, rounds) -> Verdict`. `mrlm/Debate-v0` takes `judge="rules"` (`mrlm_envs.debate.rules`),
-`judge={"llm": {"base_url": …, "model": …}}`, or any such function of your own, as `"module:function"` or itself:
+`judge={"llm": {"base_url": …, "model": …}}`, or a function of your own, by name (`"module:function"`) or as it is:
 
     def shortest_wins(topic, rounds):
         words = {side: sum(len(spoken[side].split()) for spoken in rounds) for side in ("pro", "con")}
@@ -30,13 +30,13 @@ _SCHEMA = closed_object(reason={"type": "string"}, A=_SPEAKER, B=_SPEAKER)
 
 
 class LLMJudge:
-    """Asks a language model twice, each side once as speaker A, and averages, so that its liking for a place cancels.
+    """Asks a language model twice, each side once as speaker A, and averages, so that its position bias cancels.
 
-    Verdicts are remembered by the topic and what was said, so the same debate is paid for once.
+    Verdicts are cached by topic and statements, so the same debate is paid for once.
 
     Args:
         client: The endpoint.
-        cache_size: Verdicts remembered in this process.
+        cache_size: Verdicts cached in this process.
 
     Raises:
         ChatError: (from a call) when the endpoint fails, or gives no verdict even on a silent debate.
@@ -54,8 +54,8 @@ class LLMJudge:
         try:
             return self._score(topic, rounds)
         except Unanswered as problem:
-            # The words of a side may have caused that, and a debate that words can make invalid would be an escape
-            # from losing it. So each side is judged against silence, and one that alone cannot be judged has lost.
+            # A side's words may have caused this, and if words could make a debate invalid, a losing side would use
+            # them. So each side is judged against silence; if just one of them cannot be judged, it has lost.
             guilty = [side for side in SIDES if not self._can_judge(topic, [{side: spoken[side]} for spoken in rounds])]
             if len(guilty) != 1:
                 raise

@@ -1,21 +1,21 @@
 """The `rules` judge: deterministic, without a model, and indifferent to length, noise and claims about itself.
 
 It checks quotations, order and polarity. A statement counts when it opens with the line `Stance: pro` (or `con`) of its
-own side and concedes nothing. A sentence of it makes a *point* when it cites a piece of the speaker's own evidence
+own side and concedes nothing. One of its sentences makes a *point* when it cites a piece of the speaker's own evidence
 (`[P1]`), quotes that claim word for word, adds at least four words of its own, is prose, and was not said before. At
-most two pieces of evidence count a statement. Without a point, a statement scores nothing at all, and it takes nothing
-from the other side either.
+most two pieces of evidence count per statement. Without a point, a statement scores nothing at all, and it takes
+nothing from the other side either.
 
 | criterion | share | what it is |
 | --- | --- | --- |
 | relevance | 0.15 | the share of words in sentences on the topic |
-| evidence | 0.35 | pieces of evidence argued, of as many as there was room for |
-| rebuttal | 0.25 | the share of the other side's points that were answered, of those that own evidence answers |
-| consistency | 0.15 | rounds that added something new, lessened by wrong sums, own goals, denials and concessions |
-| clarity | 0.10 | the share of words in well-formed, new sentences, lessened beyond 150 words a statement |
+| evidence | 0.35 | pieces of evidence argued, as a share of the number there was room for |
+| rebuttal | 0.25 | of the other side's points that this side's evidence can answer, the share that was answered |
+| consistency | 0.15 | rounds that added something new, reduced by wrong sums, own goals, denials and concessions |
+| clarity | 0.10 | the share of words in well-formed, new sentences, reduced beyond 150 words per statement |
 
-Evidence that the other side answered counts half; evidence that is false takes off as much as it would have given (in a
-verifiable debate, computation has decided that for every claim: `Evidence.holds`).
+Evidence that the other side answered counts half; false evidence costs as much as it would have earned (in a verifiable
+debate, computation has decided that for every claim: `Evidence.holds`).
 Each of these costs a quarter of the evidence score: an invented citation; a citation of evidence for the other side
 that it had not brought up; a quoted claim with a word of denial (not, wrong, if …; see `rules.yaml`) around it, in its
 own sentence or the ones beside it, which is struck too, even if it was argued before; and a statement that concedes or
@@ -23,13 +23,14 @@ asks for the other side's victory.
 
 An answer to a point cites evidence that refutes it: as the evidence bank says, or (where the bank says nothing, as in
 verifiable debates) because it gives another result for the same sum. Both sides speak at once, so only points of
-earlier rounds can be answered. A side that made no answerable point gives its opponent the evidence score as rebuttal.
+earlier rounds can be answered. Where the other side made no answerable point, the rebuttal score of a side is its
+evidence score.
 
 What it cannot read is meaning. It does not see arguments without evidence, paraphrase, irony, scorn, or a denial in
 words or languages that it does not know (`UNREADABLE` in the tests has twelve of those, which it takes at their word),
-and it takes "I do not deny that …" for a denial. Whether a claim for or against a motion is true it does not know
-either. So train on verifiable debates, and take a language model as the judge (`mrlm_envs.debate.judges`) where meaning
-is to count.
+and it takes "I do not deny that …" for a denial. Nor does it know whether a claim for or against a motion is true. So
+train on verifiable debates, and use a language model as the judge (`mrlm_envs.debate.judges`) where meaning should
+count.
 """
 
 import re
@@ -47,7 +48,7 @@ MAX_WORDS = 150  # words of a statement that cost no clarity
 POINTS = 2  # pieces of evidence that count in one statement
 
 _MAX_SENTENCES = 60
-_FINE = 0.25  # off the evidence score for each fault
+_FINE = 0.25  # taken off the evidence score for each fault
 _OWN_WORDS = 4  # words of a point that are neither the claim's nor its source's
 _SAID_BEFORE = 0.9  # share of a sentence's words found in an earlier one that makes it a repetition
 _STANCE = re.compile(r"^[ \t]*stance:[ \t]*(pro|con)\b.*$", re.IGNORECASE | re.MULTILINE)
@@ -59,7 +60,7 @@ _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)?|[-+*/=]")
 _FILE = packaged(__file__, "rules.yaml")
 _SMALL = frozenset(_FILE["small"].split())  # words that a list of keywords lacks
 _DENIAL = frozenset(_FILE["denial"].split())
-_CONCESSIONS = {  # what a side says when it gives up: over lower-case words with one blank between them
+_CONCESSIONS = {  # what a side says when it gives up: matched on lower-case words with one space between them
     side: re.compile("|".join(_FILE["concessions"]).replace("OTHER", other(side)).replace("POSITION", position))
     for side, position in (("pro", "against"), ("con", "for"))
 }
@@ -71,7 +72,7 @@ class _Sentence:
 
     Attributes:
         text: As it stands.
-        cited: Ids in it, in order.
+        cited: The ids cited in it, in order.
         words: Its words in lower case, without citations and signs.
         quoted: The cited evidence whose claim it quotes word for word.
         around: Its words outside those claims.
@@ -92,7 +93,7 @@ class _Sentence:
 
     @property
     def denies(self) -> bool:
-        """Whether it says a word of denial outside its quotations."""
+        """Whether it has a word of denial outside its quotations."""
         return any(word in _DENIAL or word.endswith("n't") for word in self.around)
 
 

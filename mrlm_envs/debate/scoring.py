@@ -1,4 +1,4 @@
-"""What a judge gives: scores of both sides by criterion, and the reward that each side gets for them."""
+"""A judge's verdict: scores of both sides by criterion, and the reward that each side gets for them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -22,7 +22,7 @@ class State:
     Attributes:
         topic: What is debated.
         length: Its number of rounds.
-        rounds: What was said, truncated to `MAX_STATEMENT` characters a statement.
+        rounds: What was said, each statement truncated to `MAX_STATEMENT` characters.
     """
 
     topic: Topic

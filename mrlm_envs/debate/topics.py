@@ -7,7 +7,7 @@ A row of a topic file:
      "con": [{"id": "C1", "claim": "…", "source": "…", "refutes": ["P1"]}, …]}
 
 `id`s of evidence may be left out (P1, P2, …, C1, C2, …), and so may `refutes`; a plain string is a claim. `topic`,
-`pro_points` and `con_points` are other names of `motion`, `pro` and `con`. The package's own topics are in
+`pro_points` and `con_points` are aliases of `motion`, `pro` and `con`. The package's own topics are in
 `topics.json`; their claims are plausible common knowledge written for this project, not citations of real studies.
 """
 
@@ -24,7 +24,7 @@ from mrlm_envs.debate import verifiable
 from mrlm_envs.tasks import Row, Source, Tasks, field, read_rows, text_field
 
 SIDES = ("pro", "con")
-_OTHER_NAMES = {"topic": "motion", "pro_points": "pro", "con_points": "con"}  # of a row's fields
+_OTHER_NAMES = {"topic": "motion", "pro_points": "pro", "con_points": "con"}  # aliases of a row's fields
 FORMATS = ("open", "verifiable")
 _ID = re.compile(r"[A-Za-z]{1,8}\d{1,4}")
 
@@ -40,7 +40,7 @@ class Evidence:
         refutes: Ids of the other side's evidence that it answers. Empty in verifiable debates, where the judge has to
             find contradictions in the claims themselves.
         holds: False for a claim of a verifiable debate that computation shows to be false. No side is ever shown it,
-            nor is a language model that judges.
+            nor is a language model as judge.
     """
 
     id: str
@@ -187,7 +187,7 @@ def _verifiable(rng: np.random.Generator) -> Topic:
     for side in SIDES:
         answer, steps = question.true if side == truth else question.false
         bank = []
-        for n, i in enumerate(rng.permutation(len(steps)), start=1):  # the place of a slip must tell nothing
+        for n, i in enumerate(rng.permutation(len(steps)), start=1):  # the place of a slip must reveal nothing
             is_true = steps[i] in question.true[1]  # a step that the false case shares with the true one
             bank.append(Evidence(f"{side[0].upper()}{n}", *steps[i], holds=is_true))
         cases[side] = Case(f"that the answer is {answer}", tuple(bank))

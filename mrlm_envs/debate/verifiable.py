@@ -1,4 +1,4 @@
-"""Questions with a known answer, and a case for the true and for a false one.
+"""Questions with a known answer, and a case each for the true answer and for a false one.
 
 Both cases are laid out alike: a few steps, each a claim with a source (`questions.yaml`). The true one is right
 throughout. The false one makes a slip of a kind that people make, and goes on from there: a wrong product or sum (which
