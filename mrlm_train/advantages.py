@@ -66,7 +66,7 @@ def turn_credit(
     Args:
         episodes: B of them; invalid ones get 0 and do not enter any mean.
         method: one of the above.
-        gamma: discount of a turn, for "state".
+        gamma: discount per turn, for "state".
         values_BK: the value of the state before each turn, for "branch".
 
     Returns:
@@ -173,7 +173,7 @@ def gae(
         values_BT: V(s_t); read at mask 1 only.
         mask_BT: 1 at sampled tokens.
         bootstrap_B: value after the last step: 0 where the episode is over, V where a time limit cut it off.
-        gamma: discount of a step.
+        gamma: discount per step.
         gae_lambda: 0 trusts the critic alone, 1 the rewards alone.
 
     Returns:
@@ -207,7 +207,7 @@ def turn_gae(
         values_BT: V(s_t); read at the first token of each turn.
         turns_BT: which turn sampled the token, from 0; -1 at environment tokens and padding.
         bootstrap_B: as in `gae`.
-        gamma: discount of a turn.
+        gamma: discount per turn.
         gae_lambda: as in `gae`, over turns.
 
     Returns:

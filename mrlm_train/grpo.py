@@ -66,7 +66,7 @@ class GRPOConfig(RolloutArguments, trl_grpo_config.GRPOConfig):
             `state_key()`. "solver": CAST, needs its `cost_to_go()`: privileged knowledge, used in training only.
             "branch": VinePPO, needs an environment that can be replayed (`metadata["deterministic"]`).
         credit_weight: weight of the turn's term in "state" and "solver", relative to the episode's.
-        credit_gamma: discount of a turn in "state".
+        credit_gamma: discount per turn in "state".
         credit_branches: fresh episodes from each state in "branch".
         dynamic_sampling: rounds in which groups whose rewards are all equal, and so teach nothing, are replaced by
             groups of other tasks (DAPO, arXiv:2503.14476); 0 is off.

@@ -49,7 +49,7 @@ class PPOConfig(GRPOConfig):
     Attributes:
         credit: "critic": advantages by GAE. The other methods compare a group's episodes, and are GRPO's.
         num_generations: episodes per task. PPO needs no groups.
-        gamma: discount of a step (a token, or a turn).
+        gamma: discount per step (a token, or a turn).
         gae_lambda: 0 trusts the critic alone, 1 the rewards alone: right for short episodes, where returns vary little
             and a critic that is still wrong would mislead the policy.
         gae_unit: "token", or "turn": a turn is one step, and its tokens share the advantage.

@@ -235,7 +235,7 @@ def _algorithm(raw: Mapping[str, Any], training: Mapping[str, Any]) -> str:
         raise ConfigError(f"training.algorithm {algorithm!r} is not one of {', '.join(ALGORITHMS)}")
     for name in named:
         if name != algorithm:
-            raise ConfigError(f"section {name!r} belongs to another algorithm than {algorithm!r}; remove it")
+            raise ConfigError(f"section {name!r} belongs to another algorithm, not to {algorithm!r}; remove it")
     return algorithm
 
 

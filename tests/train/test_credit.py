@@ -246,7 +246,7 @@ def test_only_what_the_method_asks_for_is_recorded_and_it_survives_a_file(tmp_pa
         (Radio, {"credit": "state"}, r"credit: state needs state_key\(\) of environment Radio, which gives none"),
         (GuessNumber, {"credit": "solver"}, r"credit: solver needs cost_to_go\(\) of environment GuessNumber"),
         (STAIRS, {"credit": "critic"}, "credit must be one of episode, turn, state, solver, branch, got 'critic'"),
-        (Radio, {"credit": "branch"}, "credit: branch replays episodes, and environment Radio does not say that it is"),
+        (Radio, {"credit": "branch"}, "credit: branch replays episodes, and environment Radio does not declare itself"),
     ],
 )
 def test_a_method_that_cannot_work_is_refused_in_one_line(

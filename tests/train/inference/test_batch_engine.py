@@ -1,4 +1,4 @@
-"""Sampling and the turn engine: right distribution, real log-probs, budgets, refilling, independence of the batch."""
+"""Sampling and the batch engine: right distribution, real log-probs, budgets, refilling, independence of the batch."""
 
 import threading
 from collections.abc import Iterator, Sequence
