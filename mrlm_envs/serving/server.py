@@ -34,7 +34,7 @@ _PATIENCE = 10e-3  # seconds; the event loop blocks on steps that together take 
 _DECAY = 0.97  # factor on an environment's `slow_s` with every step
 _DESCRIPTIONS = 256  # descriptions kept
 _MAKERS = 4  # constructors of one environment that run at once for Describe
-_AGAIN = pb.Error(code=pb.STEP_TIMEOUT, message="it still runs, or the reply is full", retry_after_ms=0)
+_AGAIN = pb.Error(code=pb.STEP_TIMEOUT, message="it is still running, or the reply is full", retry_after_ms=0)
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # two servers on one port would share connections, not sessions
     ("grpc.max_receive_message_length", 16 << 20),

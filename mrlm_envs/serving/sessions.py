@@ -304,7 +304,7 @@ class Sessions:
         if seq == last.seq and seq > 0 and last.fingerprint == hash(data):
             return last
         if not last.is_settled:
-            raise ItemError(pb.BAD_SEQ, f"step {last.seq} still runs, got step {seq}", expected_seq=last.seq)
+            raise ItemError(pb.BAD_SEQ, f"step {last.seq} is still running, got step {seq}", expected_seq=last.seq)
         if last.is_over or last.has_failed:
             raise ItemError(pb.EPISODE_OVER, f"episode {session.episode} ended with step {last.seq}; reset first")
         if seq != last.seq + 1:
