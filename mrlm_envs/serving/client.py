@@ -166,7 +166,7 @@ class ClientSession:
         return clean(action[: self.description.action_length]).encode()
 
     def send(self, action: bytes) -> "asyncio.Future[pb.Result | None]":
-        """Send a step; if the session's server is blocked or has yet to be chosen, the result is None at once."""
+        """Send a step; the result is None at once if the session has no server that is known to be alive."""
         connection = self.connection
         if connection is None or not self.is_alive or connection.is_blocked:
             nothing = asyncio.get_running_loop().create_future()
