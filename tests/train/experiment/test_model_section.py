@@ -125,9 +125,7 @@ def test_a_revision_of_an_adapter_folder_is_refused(adapter: str, tmp_path: Path
 
 
 def test_an_adapter_on_an_adapter_is_merged_or_refused(adapter: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"is an adapter, and a second one on top would not record it: remove 'lora'"
-    ):
+    with pytest.raises(ConfigError, match=r"is an adapter, and a second one on top would not record it: remove 'lora'"):
         trainer(tmp_path, model_name_or_path=adapter, lora={"r": 2})
     assert trainer(tmp_path, model_name_or_path=adapter, lora={"r": 2}, merge=True).model.peft_config["default"].r == 2
 
