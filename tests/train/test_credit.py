@@ -259,7 +259,7 @@ def test_a_method_that_cannot_work_is_refused_in_one_line(
 def test_groups_that_straddle_processes_cannot_be_compared_by_turn(tmp_path: Path) -> None:
     args = GRPOConfig(str(tmp_path), per_device_train_batch_size=8, num_minibatches=1, num_generations=4, credit="turn")
     args.per_device_train_batch_size = 6  # of one of two processes, whose 12 make three groups
-    with pytest.raises(ValueError, match="credit: turn needs whole groups in each process: its 6 episodes are no"):
+    with pytest.raises(ValueError, match="credit: turn needs whole groups in each process: 6 episodes do not"):
         GRPOTrainer(tiny_model(), STAIRS, args, processing_class=TOKENIZER)
 
 

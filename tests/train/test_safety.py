@@ -92,7 +92,7 @@ def test_every_update_is_measured(kind: str, tmp_path: Path) -> None:
 def test_an_update_far_beyond_the_target_is_undone_and_the_critic_goes_on(kind: str, tmp_path: Path) -> None:
     trained, watch = trainer(kind, tmp_path, target_kl=1e-9, max_steps=3)
     start = torch.cat([p.detach().flatten() for n, p in trained.model.named_parameters() if "value_head" not in n])
-    with pytest.warns(UserWarning, match="further than target_kl=1e-09; the learning rate is now 0.25") as caught:
+    with pytest.warns(UserWarning, match="more than target_kl=1e-09; the learning rate is now 0.25") as caught:
         trained.train()
     assert len([w for w in caught if "target_kl" in str(w.message)]) == 1
     assert trained.state.global_step == 3  # an update that is undone counts as a step
