@@ -68,7 +68,8 @@ class TrustRegion(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Copy the weights that are about to change, now that the activations have been freed."""
-        if self.target_kl is not None and not self.trainer.is_deepspeed_enabled:
+        is_held = state.global_step < self.warmup_steps
+        if self.target_kl is not None and not is_held and not self.trainer.is_deepspeed_enabled:
             self._before = [(p, p.detach().clone()) for group, _ in self._rates for p in group["params"]]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -105,7 +106,7 @@ class TrustRegion(TrainerCallback):
         trainer.state.stateful_callbacks["trust_region"] = {"scale": scale}
         for name, value in (("update_kl", kl), ("rate_scale", scale), ("rejected_updates", float(is_too_far))):
             trainer.count(name, value)
-        if scale < 0.5 and not self._has_warned and trainer.accelerator.is_main_process:
+        if not kl <= target and scale < 0.5 and not self._has_warned and trainer.accelerator.is_main_process:
             self._has_warned = True
             warnings.warn(
                 f"step {trainer.state.global_step}: an update moved the policy by {kl:.2g} nats per token, more than "

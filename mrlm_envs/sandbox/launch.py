@@ -95,6 +95,7 @@ class Process:
         self.channel.close()
         if self._pidfd >= 0:
             os.close(self._pidfd)
+            self._pidfd = -1  # the number may soon be another file's
         if isinstance(self._owner, Worker):
             return self._owner.reap(self.pid, want_status)
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -390,11 +390,15 @@ class InterpreterSession(contextlib.AbstractContextManager["InterpreterSession"]
 
         def once() -> Result:
             program = self._alive()
-            with self._sandbox._permits:
-                program.resume()
-                answer = program.repl(code, timeout_s or self._limits.timeout_s)
-                if program.failure is None:
-                    program.pause()
+            try:
+                with self._sandbox._permits:
+                    program.resume()
+                    answer = program.repl(code, timeout_s or self._limits.timeout_s)
+                    if program.failure is None:
+                        program.pause()
+            except TemplateDied:  # and the program with it
+                self.close()
+                raise
             stdout, stderr = program.output(self._printed)
             self._printed = self._printed[0] + len(stdout), self._printed[1] + len(stderr)
             if program.failure is not None:

@@ -165,7 +165,7 @@ class BatchEngine:
             left = len(live) + more
             if (left if self.reduce is None else self.reduce(left)) == 0:
                 return
-            if not ready and (has_room or self.reduce is None):
+            if not ready and self.reduce is None:  # else the other processes are already in a forward pass
                 continue
             start = time.monotonic()
             self._decode(ready)

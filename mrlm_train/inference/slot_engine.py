@@ -176,15 +176,15 @@ class SlotEngine:
                 row, want = self.rows[i], self.rows[i].length - 1
                 if row.turns == 0:  # a prompt
                     probe = min(want, WORTH_SHARING) - 1  # rows that differ here share too little
-                    alike = np.flatnonzero(self.context[:, probe] == self.context[i, probe])
-                    shared = common_length(self.context[alike, :want], self.context[i, :want])
-                    now, soon = np.minimum(shared, held[alike]), np.minimum(shared, coming[alike])
+                    near = np.flatnonzero(self.context[:, probe] == self.context[i, probe])
+                    shared = common_length(self.context[near, :want], self.context[i, :want])
+                    now, soon = np.minimum(shared, held[near]), np.minimum(shared, coming[near])
                     if soon.max() >= now.max() + WORTH_SHARING:  # another row of this pass computes more of it
                         later.append(i)
                         continue
                     if now.max() > held[i]:
                         row.cached = int(now.max())
-                        copies.append((int(alike[now.argmax()]), i, row.cached))
+                        copies.append((int(near[now.argmax()]), i, row.cached))
                 coming[i] = want
             self.copy(copies)
             self.copied_tokens += sum(count - int(held[i]) for _, i, count in copies)

@@ -124,6 +124,17 @@ def test_a_rate_that_was_lowered_rises_again_but_not_beyond_the_schedule(tmp_pat
     assert watch.rates[-1][0] == pytest.approx(1e-6)
 
 
+def test_a_resumed_run_whose_updates_are_small_is_not_warned_of_its_lowered_rate(tmp_path: Path) -> None:
+    made, _ = trainer("grpo", tmp_path, target_kl=1e3)
+    made.state.stateful_callbacks["trust_region"] = {"scale": 0.3}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*moved the policy")
+        made.trust_region._follow(1e2, 1e3)
+    assert made.trust_region.scale == pytest.approx(0.36)
+    with pytest.warns(UserWarning, match="moved the policy"):
+        made.trust_region._follow(2e3, 1e3)
+
+
 def test_a_policy_that_has_become_nan_is_undone(tmp_path: Path) -> None:
     made, _ = trainer("grpo", tmp_path)
     weight = next(made.model.parameters())

@@ -149,6 +149,19 @@ def test_a_fork_that_throws_its_copy_away_leaves_our_processes_alone():
     """)
 
 
+def test_a_session_whose_sandbox_was_killed_starts_afresh_and_says_so():
+    with Sandbox("landlock", workers=2) as pool, pool.session() as session:
+        assert session.run("x = 1\nx").values == [1]
+        launcher = pool._launcher
+        assert isinstance(launcher, TemplateLauncher)
+        before = footprint()
+        for _ in range(3):
+            kill_template(launcher)
+            assert session.run("'x' in globals()").values == [False] and session.restarted
+            assert session.run("y = 2\ny").values == [2] and not session.restarted
+        assert footprint(like=before) == before
+
+
 def test_everything_dies_with_the_process_that_owns_it():
     code = """
         import threading, time

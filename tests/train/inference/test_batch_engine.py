@@ -229,6 +229,45 @@ def test_a_process_with_nothing_left_joins_until_all_are_done() -> None:
     assert batches[0] == [[11, 0]] and batches[1] == batches[2] == [[0]]
 
 
+def test_processes_join_the_same_forward_passes_while_one_waits_with_room_in_its_batch() -> None:
+    rounds, calls, failures = threading.Barrier(2, timeout=60), ["", ""], list[BaseException]()
+
+    def join(rank: int, call: str) -> None:
+        """What a collective operation does: it needs the same call of the other process."""
+        calls[rank] = call
+        rounds.wait()
+        assert calls[0] == calls[1]
+        rounds.wait()
+
+    def process(rank: int, talks: list[Talk]) -> None:
+        def turn(rows: Sequence[TurnRow]) -> list[tuple[list[int], list[float] | None]]:
+            join(rank, "forward")
+            return [([7], None) for _ in rows]
+
+        def reduce(count: int) -> int:
+            left[rank] = count
+            join(rank, "reduce")
+            total = sum(left)
+            rounds.wait()  # before either counts again
+            return total
+
+        try:
+            BatchEngine(turn, Sampling(), rows=2, reduce=reduce).run(talks)
+        except BaseException as error:
+            failures.append(error)
+            rounds.abort()
+
+    left = [0, 0]
+    # the first process: one conversation ends, the other waits for its environment, and the queue holds more
+    sets = [[Talk(0, 1, []), Talk(1, 3, [], waits=True), Talk(2, 1, [])], [Talk(3, 8, [])]]
+    threads = [threading.Thread(target=process, args=(rank, talks)) for rank, talks in enumerate(sets)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not failures and [len(talk.said) for talks in sets for talk in talks] == [1, 3, 1, 8]
+
+
 def _echo_any(batches: list[list[list[int]]]) -> Any:
     def turn(rows: Sequence[TurnRow]) -> list[tuple[list[int], list[float] | None]]:
         batches.append([list(row.context) for row in rows])
