@@ -238,7 +238,8 @@ class PPOTrainer(HeadTrainer, GRPOTrainer):
 class ValueHead(nn.Module):
     """The critic: V(s) at every position, one linear layer on the policy's last hidden state; starts at 0 everywhere.
 
-    It reads the backbone's output by a forward hook, so that it runs inside the policy's own forward pass.
+    It reads the backbone's output by a forward hook, so that it runs inside the policy's own forward pass. The value
+    loss trains the head alone: its gradient in the backbone cost the policy 3 points (`benchmarks/README.md`).
 
     Attributes:
         weight: (1, H).
@@ -268,7 +269,7 @@ class ValueHead(nn.Module):
     def hook(self, backbone: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of the backbone."""
         if self._values is not None:
-            self._values.append(self(output.last_hidden_state))
+            self._values.append(self(output.last_hidden_state.detach()))
 
 
 def attach_value_head(model: Any, in_its_dtype: bool = False) -> ValueHead:
