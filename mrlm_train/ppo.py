@@ -189,6 +189,9 @@ class PPOTrainer(HeadTrainer, GRPOTrainer):
         self.count("bootstrapped", total(is_cut_B.sum()).item())
         if args.whiten_advantages:
             advantages_BT = whiten(advantages_BT, mask_BT, total)
+            to_go_BT = rewards_BT.flip(1).cumsum(1).flip(1)
+            if masked_moments(to_go_BT, mask_BT, total)[1] < 1e-12:
+                advantages_BT.zero_()  # all rewards alike: whitening would make the critic's error as large as a signal
         return {"advantages": advantages_BT, "returns": returns_BT, "old_values": values_BT}
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:

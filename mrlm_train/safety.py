@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from mrlm_train.trl_hooks import Batch, loss_mask
@@ -45,7 +46,7 @@ class TrustRegion(TrainerCallback):
         self.trainer, self.target_kl = trainer, target_kl
         self._before: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
         self._rates: list[tuple[dict[str, Any], float]] = []
-        self._has_warned = False
+        self._is_held = self._has_warned = False
 
     @property
     def scale(self) -> float:
@@ -67,22 +68,33 @@ class TrustRegion(TrainerCallback):
             self._log_probs_BT = log_probs_BT[:_ROWS]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Copy the weights that are about to change, now that the activations have been freed."""
-        is_held = state.global_step < self.warmup_steps
-        if self.target_kl is not None and not is_held and not self.trainer.is_deepspeed_enabled:
-            self._before = [(p, p.detach().clone()) for group, _ in self._rates for p in group["params"]]
+        """Copy the weights that are about to change, now that the activations have been freed.
+
+        Where nothing in the batch moves the policy (all rewards alike), hold it: Adam would go on in the direction of
+        earlier batches, and the rate would grow to make up for the momentum that is lost.
+        """
+        if self.target_kl is None or state.global_step < self.warmup_steps or self.trainer.is_deepspeed_enabled:
+            return
+        parameters = [parameter for group, _ in self._rates for parameter in group["params"]]
+        moves = torch.tensor(float(any(map(_has_gradient, parameters))), device=args.device)
+        self._is_held = not self.trainer.total(moves)
+        for group, _ in self._rates if self._is_held else ():
+            group["lr"] = 0.0
+        self._before = [] if self._is_held else [(p, p.detach().clone()) for p in parameters]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the update, undo it if it went too far, and set the rate of the next one."""
         for group, rate in self._rates:
             group["lr"] = rate
-        if self._rates and self.target_kl is not None and state.global_step >= self.warmup_steps:
+        if self.target_kl is not None:
+            self.trainer.count("held_updates", float(self._is_held))
+        if self._rates and self.target_kl is not None and state.global_step >= self.warmup_steps and not self._is_held:
             kl = self._kl()
             for module in self.trainer.model.modules():
                 if isinstance(module, FSDPModule):  # gathered weights would hide the gradients from `zero_grad`
                     module.reshard()
             self._follow(kl, self.target_kl)
-        self._rates, self._before = [], []
+        self._rates, self._before, self._is_held = [], [], False
 
     def _kl(self) -> float:
         """The mean of r − 1 − log r, r = after / before, over the tokens that the policy sampled in all processes.
@@ -115,6 +127,12 @@ class TrustRegion(TrainerCallback):
                 "target_kl for a policy that has nothing to lose yet",
                 stacklevel=2,
             )
+
+
+def _has_gradient(parameter: torch.nn.Parameter) -> bool:
+    """Whether this process's part of a gradient is anything but zeros."""
+    gradient = parameter.grad
+    return gradient is not None and bool((gradient.to_local() if isinstance(gradient, DTensor) else gradient).any())
 
 
 class Alarms(TrainerCallback):

@@ -57,8 +57,14 @@ def play(trained: PPOTrainer, policy: Any, count: int) -> dict[str, Any]:
     return trained._generate_and_score_completions([{"prompt": "", "entry": 0, "seed": i} for i in range(count)])
 
 
+def words(messages: list[dict[str, Any]], reward: float, info: dict[str, Any]) -> float:
+    """A reward that differs from episode to episode, whatever a policy with random weights says."""
+    return reward + len(messages[-2]["content"]) / 10
+
+
 def test_a_multi_turn_step_moves_policy_and_critic_and_says_how_it_went(tmp_path: Path) -> None:
-    trained = trainer(tmp_path, EnvEntry("Guess", {"low": 1, "high": 3}, make=GuessNumber), value_loss_coef=0.1)
+    entry = EnvEntry("Guess", {"low": 1, "high": 3}, make=GuessNumber, reward=words)
+    trained = trainer(tmp_path, entry, value_loss_coef=0.1)
     with torch.no_grad():
         trained.value_head.bias.fill_(0.5)
     before = {name: value.detach().clone() for name, value in trained.model.named_parameters()}
@@ -367,7 +373,8 @@ def test_it_learns_to_speak_in_letters_in_both_turns(tmp_path: Path) -> None:
 
 def test_a_lora_run_trains_the_adapter_and_the_critic_and_leaves_the_rest(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path / "model")
-    trained = trainer(tmp_path, GuessNumber, str(tmp_path / "model"), peft_config=LORA, beta=0.1)
+    entry = EnvEntry("Guess", make=GuessNumber, reward=words)
+    trained = trainer(tmp_path, entry, str(tmp_path / "model"), peft_config=LORA, beta=0.1)
     trained.value_head.bias.data.fill_(0.5)
     before = {name: value.detach().clone() for name, value in trained.model.named_parameters()}
     trained.train()

@@ -104,6 +104,28 @@ def test_an_update_far_beyond_the_target_is_undone_and_the_critic_goes_on(kind: 
 
 
 @pytest.mark.filterwarnings("ignore:.*target_kl")
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_a_batch_whose_rewards_are_all_alike_moves_nothing_whatever_the_batches_before_it(
+    kind: str, tmp_path: Path
+) -> None:
+    made, watch = trainer(kind, tmp_path, num_minibatches=1, learning_rate=1e-4)
+    collect = made.collect
+
+    def alike_from_the_third_step(rows: list[dict[str, Any]]) -> list[Any]:
+        episodes = collect(rows)
+        for i, episode in enumerate(episodes):
+            signal = float(i % 2) if made.state.global_step < 2 else 0.0
+            episode.turn_rewards = [0.0] * (len(episode.turn_rewards) - 1) + [signal]
+        return episodes
+
+    made.collect = alike_from_the_third_step
+    made.train()
+    assert column(made, "held_updates") == [0.0, 0.0, 1.0, 1.0]
+    assert not torch.equal(watch.policy[0], watch.policy[1])
+    assert torch.equal(watch.policy[1], watch.policy[2]) and torch.equal(watch.policy[2], watch.policy[3])
+    assert watch.rates[3][0] == pytest.approx(1e-4)
+
+
 def test_the_rate_settles_where_the_divergence_is_the_target(tmp_path: Path) -> None:
     trained, _ = trainer("grpo", tmp_path, target_kl=1e-3, max_steps=12)
     trained.train()
