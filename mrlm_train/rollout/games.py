@@ -137,7 +137,9 @@ class AgentSession(EnvironmentSession):
         return self.game.act(self, "")
 
     def close(self, has_failed: bool) -> None:
-        """Do nothing: the game goes on, and its runner gives the environment back."""
+        """The game goes on, and its runner gives the environment back, unless the agent has failed: the others wait."""
+        if has_failed:
+            self.game.fail(RuntimeError(f"agent {self.agent} of the game has failed"))
 
     def function_action(self, function: ActFunction) -> str:
         """The function's action after the newest observation."""

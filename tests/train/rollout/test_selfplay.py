@@ -21,8 +21,10 @@ from mrlm_envs.spaces import Unicode
 from mrlm_train.advantages import update_baselines
 from mrlm_train.cli import main
 from mrlm_train.commands.collect import collect
+from mrlm_train.episodes.chat import Chat
 from mrlm_train.episodes.record import Episode, read
 from mrlm_train.grpo import GRPOConfig, GRPOTrainer
+from mrlm_train.inference.policy import Policy
 from mrlm_train.inference.sampling import Sampling
 from mrlm_train.ppo import PPOConfig, PPOTrainer
 from mrlm_train.rollout.conversation import EpisodeConversation
@@ -179,6 +181,22 @@ def test_a_game_that_breaks_makes_all_its_agents_invalid_and_no_other_game(break
 
 
 @pytest.mark.filterwarnings("ignore:an environment took longer")
+@pytest.mark.timeout(60)
+def test_a_game_whose_agent_cannot_go_on_ends_for_the_others_too() -> None:
+    policy = scripted(say("hi"))
+    template = TOKENIZER.chat_template
+    shouts = "{%- if messages[-1].content == 'b:hi' %}{{ raise_exception('no') }}{% endif %}"
+    policy.chat.tokenizer.chat_template = shouts + template.replace("message.content or ''", "message.content | trim")
+    try:
+        a, b, *others = play(
+            Policy(policy.model, Chat(TOKENIZER), turn=policy.turn), [talk({"a": 3, "b": 3}), talk({"c": 2, "d": 2})]
+        )
+    finally:
+        policy.chat.tokenizer.chat_template = template
+    assert (a.stop_reason, a.valid, b.stop_reason, b.valid) == ("render_error", False, "env_error", False)
+    assert "agent a" in b.info["error"] and all(episode.valid for episode in others)
+
+
 def test_a_step_of_a_game_that_hangs_ends_it_for_all_its_agents_without_a_reward() -> None:
     def hang(messages: list[dict[str, Any]], rng: Any) -> str:
         if len(messages) > 3:
