@@ -50,6 +50,9 @@ def run(path: str, env_id: str | None = None, kwargs: dict[str, Any] | None = No
 def judge(env: Any, stored: Episode) -> dict[str, str]:
     """What differs when an episode's actions are played again: kind of difference to a sentence."""
     actions = [message["content"] for message in stored.messages if message["role"] == "assistant"]
+    rewards_then = stored.turn_rewards
+    if actions and stored.messages[-1]["role"] == "assistant":  # cut off by a budget: the environment never got it
+        actions, rewards_then = actions[:-1], rewards_then[:-1]
     told = [message["content"] for message in stored.messages if message["role"] not in ("assistant", "system")]
     policy = follow(fit(env.action_space, action) for action in actions)
     try:
@@ -61,8 +64,8 @@ def judge(env: Any, stored: Episode) -> dict[str, str]:
     if stored.success is not None and success is not None and success != stored.success:
         found["flipped"] = f"success {stored.success} is now {success}"
     rewards = [step.reward for step in played.trace[1:]]
-    if [round(reward, 9) for reward in rewards] != [round(reward, 9) for reward in stored.turn_rewards]:
-        found["changed in reward"] = f"rewards {stored.turn_rewards} are now {rewards}"
+    if [round(reward, 9) for reward in rewards] != [round(reward, 9) for reward in rewards_then]:
+        found["changed in reward"] = f"rewards {rewards_then} are now {rewards}"
     heard = [step.observation for step in played.trace]
     for turn, (old, new) in enumerate(zip_longest(told, heard, fillvalue="the end")):
         if old != new:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from mrlm_train.cli import main
-from mrlm_train.commands.collect import collect_experts
+from mrlm_train.commands.collect import collect, collect_experts
 from mrlm_train.episodes.record import read, write
+from mrlm_train.inference.sampling import Sampling
+from tests.support.playing import tiny_policy
 
 NAMES = [
     *("oracle", "floor", "leakage", "determinism", "replay", "interleaving"),
@@ -95,6 +97,16 @@ def test_a_changed_argument_shows_where_observations_diverge(stored: Path, capsy
     write(stored, sokoban)
     assert main(["regrade", str(stored), "--kwargs", '{"max_actions": 9}']) == 1
     assert "observation 0 was " in capsys.readouterr().out
+
+
+def test_an_action_that_a_token_budget_cut_off_is_not_replayed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget = Sampling(max_turn_tokens=8, max_episode_tokens=8)  # the toy's turns do not end by themselves
+    collect(tiny_policy(), "math", 2, tmp_path / "cut.jsonl", budget)
+    assert {episode.stop_reason for episode in read(tmp_path / "cut.jsonl")} == {"token_limit"}
+    assert main(["regrade", str(tmp_path / "cut.jsonl")]) == 0
+    assert capsys.readouterr().out == "2 replayed\n"
 
 
 def test_regrade_refuses_to_write(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
