@@ -195,6 +195,8 @@ def collect(
         raise ValueError("collect: give either --model PATH or --expert")
     if expert and address:
         raise ValueError("collect: servers do not give away reference solutions; play --expert without --address")
+    if expert and group_size > 1:
+        raise ValueError("collect: --expert solves each task once; --group-size and --preferences need --model")
     if preferences and group_size < 2:
         raise ValueError("collect: --preferences compares attempts at one task; give --group-size 2 or more")
     need_trainers()

@@ -191,6 +191,7 @@ def test_preference_pairs_are_what_dpo_reads(tmp_path: Path) -> None:
     [
         (["--expert", "--address", "localhost:1"], "servers do not give away reference solutions"),
         (["--model", "tiny", "--preferences", "p.jsonl"], "give --group-size 2 or more"),
+        (["--expert", "--group-size", "4", "--preferences", "p.jsonl"], "--group-size and --preferences need --model"),
     ],
 )
 def test_what_collect_cannot_do_is_one_line(flags: list[str], said: str, tmp_path: Path, capsys: Any) -> None:
