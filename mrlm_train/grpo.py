@@ -172,6 +172,7 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         self.shuffle_dataset = False  # the rows are already in the order of the draw
         settings: Any = args.chat_template_kwargs
         chat = Chat(self.processing_class, settings, args.system_prompt, self.eos_token_ids, args.max_turns == 1)
+        self.eos_token_ids = list(chat.stop_ids)  # a base model's eos is often not what closes its template's turns
         name = model if isinstance(model, str) else model.config.name_or_path or type(model).__name__
         self.open_policy(chat, name)
         self.opponents = self._opponents(pool)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from trl.trainer import grpo_config as trl_grpo_config
 
+from mrlm_train import tiny
 from mrlm_train.episodes.record import Episode, read
 from mrlm_train.grpo import GRPOConfig, GRPOTrainer
 from mrlm_train.inference.batch_engine import TurnRow
@@ -17,7 +18,7 @@ from mrlm_train.rollout.environments import EnvEntry
 from mrlm_train.rollout.runner import InvalidEpisodes
 from mrlm_train.trl_hooks import decoding_session, trl_turn
 from tests.support.guessing import GuessNumber
-from tests.support.playing import CLOSE, TOKENIZER, Letters, Radio, tiny_model
+from tests.support.playing import CLOSE, TOKENIZER, Letters, Radio, say, scripted, tiny_model
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -65,6 +66,18 @@ def test_a_multi_turn_step_runs_and_says_how_it_went(tmp_path: Path) -> None:
     assert len(list((tmp_path / "episodes").iterdir())) == 2
     saved = list(read(tmp_path / "episodes" / "step-000001.jsonl"))
     assert len(saved) == 8 and {e.valid for e in saved} == {True}
+
+
+def test_a_turn_closed_by_the_template_is_not_cut_off_where_the_model_has_another_end_token(tmp_path: Path) -> None:
+    tokenizer, model = tiny.build_tokenizer(), tiny_model()
+    tokenizer.eos_token = tiny.PADDING  # as in a base model: its eos ends texts, its template closes turns
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    args = config(tmp_path, mask_truncated_completions=True)
+    trained = GRPOTrainer(model, Radio, args, processing_class=tokenizer)
+    trained.policy.turn = scripted(say("hi")).turn
+    batch = trained.make_batch([{"entry": 0, "seed": row // 4} for row in range(8)])
+    assert trained._metrics["train"]["completions/clipped_ratio"] == [0.0]
+    assert batch["completion_mask"].any(1).all()
 
 
 def test_members_of_a_group_share_environment_kwargs_and_seed(tmp_path: Path) -> None:
