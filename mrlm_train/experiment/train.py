@@ -25,7 +25,7 @@ from mrlm_train.experiment.config import ConfigError, RunConfig, config_class, t
 from mrlm_train.experiment.sections import ModelSection
 from mrlm_train.inference.policy import load_model, load_tokenizer, weight_dtype
 from mrlm_train.rollout.environments import EnvEntry
-from mrlm_train.trl_hooks import shards_parameters, whole_models
+from mrlm_train.trl_hooks import HeadTrainer, shards_parameters, whole_models
 
 
 class Interrupted(RuntimeError):
@@ -260,6 +260,8 @@ def _trainer(config: RunConfig, args: Any, path: str) -> Any:
         _warn_same_rows(config)
     if config.eval_envs:
         extra["eval_envs"] = list(config.eval_envs)
+    if config.algorithm == "ppo" and (Path(path) / HeadTrainer.FILE).is_file():
+        extra["value_head"] = path  # an adapter's folder is no longer a path when the trainer gets it
     return trainer_class(config.algorithm)(model=_model(config, args, path), args=args, **extra)
 
 

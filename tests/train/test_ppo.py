@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from gymnasium.wrappers import TimeLimit
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from mrlm_train.advantages import turn_columns
 from mrlm_train.experiment import config as run_config
+from mrlm_train.experiment import train as training
 from mrlm_train.grpo import GRPOConfig
 from mrlm_train.inference.policy import load_model
 from mrlm_train.ppo import PPOConfig, PPOTrainer
@@ -296,6 +297,23 @@ def test_a_resumed_run_goes_on_as_if_it_had_never_stopped_critic_included(tmp_pa
         assert not any("value_head" in name for name in load_file(tmp_path / "final" / "adapter_model.safetensors"))
     again = trainer(tmp_path / "again", model=str(tmp_path / "final"))
     assert torch.equal(again.value_head.weight, whole.value_head.weight)
+
+
+def test_a_configuration_that_goes_on_from_an_adapter_takes_its_value_head(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "model")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), LORA).save_pretrained(tmp_path / "adapter")
+    TOKENIZER.save_pretrained(tmp_path / "adapter")
+    head = {"weight": torch.ones(1, 32), "bias": torch.ones(1)}
+    save_file(head, tmp_path / "adapter" / FILE)
+    raw = {
+        "model": str(tmp_path / "adapter"),
+        "output_dir": str(tmp_path / "out"),
+        "envs": ["mrlm/Math-v0"],
+        "training": {"algorithm": "ppo", "max_steps": 1, "batch_size": 2, "save_strategy": "no"},
+        "ppo": {"value_learning_rate": 0.0, "max_completion_length": 8},
+    }
+    found = load_file(training.run(run_config.check(raw)) / FILE)
+    assert all(torch.equal(found[name], value) for name, value in head.items())
 
 
 def test_a_value_head_that_does_not_fit_is_told_in_one_line(tmp_path: Path) -> None:
