@@ -95,7 +95,7 @@ def _one_seed(load: Load, seed: int, folder: Path, problems: int) -> dict[str, d
     *_, start = (last.model.model_name_or_path, *map(str, _earlier(config)))
     trained = result("trained", lambda: again(last, "trained-last") if config.stages else _resumed(config))
     if start == "tiny":
-        start = str(folder / "trained" / "tiny")
+        start = str(folder / ("trained-last" if config.stages else "trained") / "tiny")
     results = {"untrained": result("untrained", lambda: start), "trained": trained}
     if last.algorithm in ("grpo", "ppo"):
         for name, change in (("random rewards", randomly), ("shuffled rewards", shuffled)):
@@ -125,7 +125,7 @@ def _resumed(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> Pa
 
 
 def _evaluate(config: RunConfig, model: str, problems: int) -> dict[str, Any]:
-    settings = config.arguments
+    settings, section = config.arguments, config.model
     tokens = settings.get("max_completion_length", 256)
     sampling = Sampling(
         temperature=0.0,
@@ -133,7 +133,13 @@ def _evaluate(config: RunConfig, model: str, problems: int) -> dict[str, Any]:
         max_episode_tokens=tokens,
         max_turns=settings.get("max_turns"),
     )
-    found = evaluate(policy.make(model), config.eval_envs or config.envs, problems, "test", sampling)
+    actor = policy.make(  # addressed as in the training
+        model,
+        policy.load_tokenizer(section.tokenizer_name_or_path or model, section.chat_template),
+        chat_template_kwargs=settings.get("chat_template_kwargs") or section.chat_template_kwargs,
+        system_prompt=settings.get("system_prompt"),
+    )
+    found = evaluate(actor, config.eval_envs or config.envs, problems, "test", sampling)
     metric = "reward" if found["success"] is None else "success"
     low, high = found[f"{metric}_interval"]
     return {"metric": metric, "value": found[metric], "half": (high - low) / 2, "n": found["n"]}

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from mrlm_train import tiny
 from mrlm_train.cli import main
 from mrlm_train.commands import prove
 from mrlm_train.episodes.record import Episode
-from tests.support.playing import TOKENIZER, tiny_model
+from mrlm_train.experiment.config import RunConfig
+from mrlm_train.experiment.sections import ModelSection
+from mrlm_train.rollout.environments import EnvEntry
+from tests.support.playing import TOKENIZER, Radio, tiny_model
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -42,6 +46,35 @@ def test_a_training_is_run_beside_its_controls_and_what_is_finished_is_not_run_a
     written = [model.stat().st_mtime_ns for model in models]
     assert main([*command, "--seeds", "1"]) == 0
     assert [model.stat().st_mtime_ns for model in models] == written
+
+
+def test_a_training_of_one_stage_is_proved_from_the_toy_policy_too(tmp_path: Path) -> None:
+    config = {
+        "model": "tiny",
+        "envs": [SUMS],
+        "training": {"batch_size": 4, "max_steps": 1, "save_strategy": "no", "use_cpu": True},
+        "rollout": {"max_completion_length": 8},
+        "stages": [{"training": {"algorithm": "sft"}, "sft": {"num_episodes": 4}}],
+    }
+    (tmp_path / "my.yaml").write_text(json.dumps(config))
+    command = ["prove", "--config", str(tmp_path / "my.yaml"), "--output", str(tmp_path / "out"), "--problems", "2"]
+    assert main([*command, "--seeds", "1"]) == 0
+    assert list(json.loads((tmp_path / "out" / "prove.json").read_text())["runs"]) == ["untrained", "trained"]
+
+
+def test_the_runs_are_evaluated_with_the_system_prompt_and_the_template_of_the_training(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "base")
+    tokenizer = tiny.build_tokenizer()
+    (tmp_path / "my.jinja").write_text(str(tokenizer.chat_template))
+    tokenizer.chat_template = None  # as of a base model
+    tokenizer.save_pretrained(tmp_path / "base")
+    heard: list[Any] = []
+    spy = EnvEntry("Radio", make=Radio, reward=lambda messages, reward, info: heard.append(messages[0]) or 1.0)
+    settings = {"system_prompt": "Be brief.", "max_turn_tokens": 2, "max_completion_length": 40}
+    model = ModelSection(str(tmp_path / "base"), chat_template=str(tmp_path / "my.jinja"))
+    config = RunConfig("", "grpo", model=model, envs=(spy,), arguments=settings)
+    prove._evaluate(config, str(tmp_path / "base"), 2)
+    assert {(message["role"], message["content"]) for message in heard} == {("system", "Be brief.")}
 
 
 def result(value: float, n: int = 200) -> dict[str, Any]:
