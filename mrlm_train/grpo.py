@@ -102,6 +102,9 @@ class GRPOConfig(RolloutArguments, trl_grpo_config.GRPOConfig):
                 raise ValueError(f"{name} must be {range_}, got {getattr(self, name)!r}")
         if self.steps_per_generation is None and self.generation_batch_size is None:
             self.steps_per_generation = self.num_minibatches * self.gradient_accumulation_steps
+        elif self.num_minibatches > 1:
+            other = "generation_batch_size" if self.steps_per_generation is None else "steps_per_generation"
+            raise ValueError(f"num_minibatches and {other} both say how a batch is split; remove one of them")
         try:
             super().__post_init__()
         except ValueError as error:  # TRL names sizes that follow from these

@@ -80,6 +80,12 @@ def test_a_turn_closed_by_the_template_is_not_cut_off_where_the_model_has_anothe
     assert batch["completion_mask"].any(1).all()
 
 
+@pytest.mark.parametrize("other", [{"steps_per_generation": 2}, {"generation_batch_size": 16}])
+def test_num_minibatches_is_not_ignored_where_trl_s_own_settings_split_the_batch(other: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"num_minibatches and {next(iter(other))} both"):
+        config(tmp_path, num_minibatches=4, **other)
+
+
 def test_members_of_a_group_share_environment_kwargs_and_seed(tmp_path: Path) -> None:
     envs = [EnvEntry("A", {"high": 50}, make=GuessNumber), EnvEntry("B", {"high": 90}, make=GuessNumber)]
     trained = trainer(tmp_path, envs, per_device_train_batch_size=32, max_steps=1)

@@ -227,6 +227,11 @@ def test_early_stopping_without_what_it_watches_is_an_error(tmp_path):
         train(tmp_path, "training.early_stopping_patience=2")
 
 
+def test_a_goal_that_no_evaluation_can_reach_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"stop_at_success needs evaluations .* training\.eval_strategy"):
+        train(tmp_path, "training.stop_at_success=0.9", "training.max_steps=1")
+
+
 def test_sft_evaluates_its_eval_envs(tmp_path):
     from mrlm_train.experiment import config
     from mrlm_train.experiment import train as training
