@@ -169,6 +169,8 @@ def rewards(change: Callable[[list[Episode], np.random.Generator], None]) -> Ite
         episodes = collect(self, rows)
         played = [episode for episode in episodes if episode.turn_rewards]
         change(played, np.random.default_rng([self.args.seed, self.state.global_step]))
+        if self.args.credit == "branch":  # its values are returns of fresh episodes, which nothing changes
+            self.args.credit = "episode"
         return episodes
 
     GRPOTrainer.collect = changed

@@ -14,7 +14,9 @@ from mrlm_train.commands import prove
 from mrlm_train.episodes.record import Episode
 from mrlm_train.experiment.config import RunConfig
 from mrlm_train.experiment.sections import ModelSection
+from mrlm_train.grpo import GRPOConfig, GRPOTrainer
 from mrlm_train.rollout.environments import EnvEntry
+from tests.support.guessing import GuessNumber
 from tests.support.playing import TOKENIZER, Radio, tiny_model
 
 torch.set_num_threads(1)
@@ -75,6 +77,22 @@ def test_the_runs_are_evaluated_with_the_system_prompt_and_the_template_of_the_t
     config = RunConfig("", "grpo", model=model, envs=(spy,), arguments=settings)
     prove._evaluate(config, str(tmp_path / "base"), 2)
     assert {(message["role"], message["content"]) for message in heard} == {("system", "Be brief.")}
+
+
+@pytest.mark.parametrize("credit", ["turn", "branch"])
+def test_a_policy_learns_nothing_where_all_rewards_are_taken_away(credit: str, tmp_path: Path) -> None:
+    words = EnvEntry("Guess", make=GuessNumber, reward=lambda messages, reward, info: len(messages[-2]["content"]))
+    args = GRPOConfig(
+        str(tmp_path),
+        **{"credit": credit, "per_device_train_batch_size": 4, "num_generations": 4, "max_steps": 1, "target_kl": None},
+        **{"max_completion_length": 80, "max_turn_tokens": 4, "save_strategy": "no", "report_to": [], "use_cpu": True},
+    )
+    trainer = GRPOTrainer(tiny_model(), words, args, processing_class=TOKENIZER)
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    with prove.rewards(lambda episodes, rng: prove._pay(episodes, [0.0] * len(episodes))):
+        trainer.train()
+    assert max(len(episode.turn_ends) for episode in trainer.episodes) > 1
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True))
 
 
 def result(value: float, n: int = 200) -> dict[str, Any]:
