@@ -6,6 +6,7 @@ package that `vf-eval` and prime-rl take.
 
 import json
 import os
+import re
 from pathlib import Path
 from string import Template
 from typing import Any, Literal
@@ -32,10 +33,10 @@ def run(kind: Kind, env_id: str, folder: str | os.PathLike[str], **kwargs: Any) 
     env.reset(seed=0)
     expert = getattr(env.unwrapped, "expert", lambda: None)()  # the action of OpenEnv's probe
     env.close()
-    short = env_id.rpartition("/")[2].rpartition("-v")[0].lower()
+    short = re.sub(r"-v\d+$", "", re.split("[:/]", env_id)[-1]).lower()
     words = {
         "name": f"mrlm-{short}",
-        "package": f"mrlm_{short}".replace("-", "_"),
+        "package": re.sub(r"\W", "_", f"mrlm_{short}"),
         "env_id": env_id,
         "kwargs": json.dumps(kwargs),
         "action": json.dumps(expert or "hello"),

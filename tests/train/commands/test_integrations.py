@@ -30,6 +30,20 @@ def test_export_writes_a_package_for_verifiers(tmp_path: Path) -> None:
     assert 'name = "mrlm-math"' in (tmp_path / "pyproject.toml").read_text()
 
 
+@pytest.mark.parametrize("name", ["Versioned-v0", "Plain", "mine/Named"])
+def test_an_environment_without_a_namespace_or_a_version_is_exported_as_a_package_too(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "exported_envs.py").write_text(
+        "import gymnasium\nfrom tests.support.guessing import GuessNumber\n"
+        'for name in ("Versioned-v0", "Plain", "mine/Named"):\n    gymnasium.register(name, GuessNumber)\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cli.main(["export", "verifiers", f"exported_envs:{name}", str(tmp_path / "out")]) == 0
+    [package] = (tmp_path / "out").glob("mrlm_*")
+    assert package.name in ("mrlm_versioned", "mrlm_plain", "mrlm_named")
+
+
 def test_a_game_of_several_agents_cannot_be_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pettingzoo")
     assert cli.main(["export", "verifiers", "mrlm_envs.debate:env", str(tmp_path)]) == 1
