@@ -97,10 +97,10 @@ class SFTTrainer(DatasetTrainer, trl_sft_trainer.SFTTrainer):
             # an environment may not play the same episode twice, but all processes must learn from the same ones
             broadcast_object_list(played)
             episodes = played[0]
-            if args.system_prompt is not None:  # the experts saw their environment's own
-                episodes = [_with_system_prompt(episode, args.system_prompt) for episode in episodes]
         elif isinstance(episodes, str | os.PathLike):
             episodes = read(episodes)
+        if args.system_prompt is not None:  # the experts saw their environment's own
+            episodes = [_with_system_prompt(episode, args.system_prompt) for episode in episodes]
         rows = episode_dataset(episodes, chat, args.mode)
         eval_rows = None if eval_episodes is None else episode_dataset(eval_episodes, chat, args.mode)
         given = {"model": model, "args": args, "processing_class": tokenizer}
@@ -125,6 +125,8 @@ def episode_dataset(episodes: Iterable[Episode], chat: Chat, mode: str = "behavi
 
 
 def _with_system_prompt(episode: Episode, system_prompt: str) -> Episode:
+    if episode.prompt_ids is not None:  # its tokens stay as they were sampled
+        return episode
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     return replace(episode, messages=system + [m for m in episode.messages if m["role"] != "system"])
 

@@ -38,6 +38,18 @@ def trainer(path: Path, model: Any = None, **arguments: Any) -> SFTTrainer:
     return SFTTrainer(model or tiny_model(), args=config(path, **settings), processing_class=TOKENIZER, **arguments)
 
 
+@pytest.mark.parametrize("source", ["envs", "file"])
+def test_experts_are_learned_from_under_the_system_prompt_that_the_policy_is_asked_with(
+    source: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "experts.jsonl", expert_episodes(GuessNumber, 8))
+    given: dict[str, Any] = {"envs": GuessNumber} if source == "envs" else {"episodes": tmp_path / "experts.jsonl"}
+    args = config(tmp_path, system_prompt="Be brief.", num_episodes=8)
+    trained = SFTTrainer(tiny_model(), args=args, processing_class=TOKENIZER, **given)
+    rows: Any = trained.train_dataset
+    assert all(TOKENIZER.decode(row["input_ids"]).startswith("<|im_start|>system\nBe brief.<|im_end|>") for row in rows)
+
+
 @pytest.mark.parametrize("mode", ["behavioral_cloning", "world_model", "combined"])
 def test_the_labels_are_the_tokens_of_the_mode_and_no_others(tmp_path: Path, mode: str) -> None:
     episodes = expert_episodes(EnvEntry("Guess", {"high": 4}, make=GuessNumber), 8, seed=1)
