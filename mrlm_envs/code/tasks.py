@@ -126,6 +126,10 @@ def _human_eval(row: Row, task_id: str, where: str) -> Problem:
     name = _name(field(row, "entry_point", where, str), "entry_point", where)
     prompt = field(row, "prompt", where, str)
     reference = prompt + field(row, "canonical_solution", where, str)
+    try:
+        ast.parse(reference)
+    except (SyntaxError, ValueError):
+        raise ValueError(f"{where}: field 'prompt' with 'canonical_solution' is not Python") from None
     text = f"Complete this function; answer with all of it in one Python block.\n\n```python\n{prompt.strip()}\n```"
     # Tests use the prompt's helpers, and HumanEval/33's even compares with the function itself: with the reference.
     setup = f"{reference}\n\n{field(row, 'test', where, str)}\n"

@@ -45,17 +45,22 @@ def accuracy_reward(
     return [_graded("mrlm/Math-v0", row, completion) for row, completion in zip(rows, completions, strict=True)]
 
 
-def code_reward(completions: Sequence[Completion], **columns: Any) -> list[float | None]:
+def code_reward(
+    completions: Sequence[Completion], prompts: Sequence[Completion] | None = None, **columns: Any
+) -> list[float | None]:
     """Whether each completion's program passes the tests of its row. TRL's signature.
 
     Args:
         completions: As in `accuracy_reward`; the program is the last ```` ```python ```` block.
+        prompts: The column `prompt`, which TRL hands over by this name; of a conversation its last message.
         **columns: The columns of a format that `mrlm_envs.code.tasks` knows (HumanEval, MBPP, …), a value a completion.
 
     Returns:
         1.0 or 0.0 for each; None where the row fits no format or the sandbox failed.
     """
     texts = list(completions)
+    if prompts is not None:
+        columns.setdefault("prompt", [last_text(prompt) for prompt in prompts])
     fields = {name: values for name, values in columns.items() if _is_column(values, len(texts))}
     rows = [{name: values[i] for name, values in fields.items()} for i in range(len(texts))]
     return [_graded("mrlm/Code-v0", row, text) for row, text in zip(rows, texts, strict=True)]

@@ -64,6 +64,23 @@ def test_programs_are_judged_by_the_columns_of_their_row() -> None:
     assert code_reward([SQUARE], question=["no tests at all"]) == [None]
 
 
+def test_a_humaneval_row_is_judged_by_the_prompt_that_trl_hands_over_as_prompts() -> None:
+    row = {
+        "task_id": "HumanEval/900",
+        "entry_point": "square",
+        "canonical_solution": "    return x * x\n",
+        "test": "def check(candidate):\n    assert candidate(3) == 9\n",
+    }
+    columns = {name: [value] * 2 for name, value in row.items()}  # TRL takes the column `prompt` out of the row
+    prompt = 'def square(x):\n    """Square."""\n'
+    wrong = SQUARE.replace("x * x", "x + x")
+    assert code_reward(completions=[SQUARE, wrong], prompts=[prompt] * 2, **columns) == [1.0, 0.0]
+    talks = [[{"role": "user", "content": prompt}]] * 2
+    assert code_reward(completions=[SQUARE, wrong], prompts=talks, **columns) == [1.0, 0.0]
+    asked = [f"Please complete this:\n{prompt}"] * 2  # a program cannot be put behind prose
+    assert code_reward(completions=[SQUARE, wrong], prompts=asked, **columns) == [None, None]
+
+
 def test_compute_score_has_constant_keys_for_math_and_code() -> None:
     apps = {"inputs": [[3], [4]], "outputs": [9, 16], "fn_name": "square"}
     script = {"inputs": ["3\n"], "outputs": ["9\n"]}
