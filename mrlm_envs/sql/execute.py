@@ -141,7 +141,8 @@ def _uri(path: str) -> str:
 def same(answer: Rows, gold: Rows, ordered: bool) -> bool:
     """Whether two results agree: as sets of rows, as BIRD compares them, or as lists where the gold query orders.
 
-    NULL equals NULL; 1 equals 1.0; decimals agree to nine significant digits; text is never a number.
+    NULL equals NULL; 1 equals 1.0; decimals agree to nine significant digits, from 10**9 on to the unit; text is never
+    a number.
     """
     left, right = ([tuple(map(_value, row)) for row in rows] for rows in (answer, gold))
     return left == right if ordered else set(left) == set(right)
@@ -149,6 +150,6 @@ def same(answer: Rows, gold: Rows, ordered: bool) -> bool:
 
 def _value(value: Any) -> Any:
     if isinstance(value, float) and math.isfinite(value):
-        rounded = float(f"{value:.9g}")
+        rounded = float(f"{value:.9g}" if abs(value) < 1e9 else round(value))  # above, rounding misses its integer
         return int(rounded) if rounded.is_integer() else rounded
     return "NaN" if isinstance(value, float) and math.isnan(value) else value

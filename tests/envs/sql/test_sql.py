@@ -201,6 +201,13 @@ def test_the_query_is_found_where_people_put_it() -> None:
     assert query_in("I would use SELECT.") is None
 
 
+def test_a_large_whole_number_equals_itself_as_a_decimal() -> None:
+    assert execute.same([(12_345_678_901.0,)], [(12_345_678_901,)], ordered=False)
+    assert execute.same([(12_345_678_901.000002,)], [(12_345_678_901.0,)], ordered=True)
+    assert not execute.same([(12_345_678_902.0,)], [(12_345_678_901,)], ordered=False)
+    assert execute.same([(float("inf"), 1e300)], [(float("inf"), 1e300)], ordered=True)
+
+
 def test_results_are_compared_as_sets_with_nulls_and_mixed_types() -> None:
     assert execute.same([(None, 1), ("a", 2.0)], [("a", 2), (None, 1.0)], ordered=False)
     assert execute.same([(1,), (1,)], [(1,)], ordered=False)
