@@ -80,7 +80,7 @@ class Knowledge(Toolset):
         Args:
             title: The title, as search lists it.
         """
-        known = self._titles.get(_folded(title))
+        known = title if title in self._pages else self._titles.get(_folded(title))
         if known is None:
             raise ToolError(f"there is no page {title[:100]!r}; search for it")
         return self._pages[known]

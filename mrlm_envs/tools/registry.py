@@ -91,6 +91,8 @@ class Tool:
             error = next(self._validator.iter_errors(dict(arguments)), None)
         except RecursionError:
             return "too deeply nested"
+        except (OverflowError, ValueError):
+            return "a number that is too large, or none"
         where = f"argument {error.absolute_path[0]!r}: " if error is not None and error.absolute_path else ""
         return None if error is None else f"{where}{error.message[:300]}"
 
@@ -215,14 +217,14 @@ class ToolRegistry:
             return Outcome(_shown(f"error: {name}: {complaint}. Usage: {usage(tool)}"), valid=False)
         try:
             result = tool.function(**arguments)
+            if not isinstance(result, str):
+                result = json.dumps(result, ensure_ascii=False, default=str)
         except EnvFault:
             raise
         except ToolError as error:
             return Outcome(_shown(f"error: {error}"))
         except Exception as error:  # a tool of the user's own may raise anything; the agent reads it
             return Outcome(_shown(f"error: {type(error).__name__}: {error}"))
-        if not isinstance(result, str):
-            result = json.dumps(result, ensure_ascii=False, default=str)
         return Outcome(_shown(result))
 
     def reset(self, seed: int) -> None:

@@ -258,7 +258,39 @@ def test_whole_numbers_are_exact(a, b, c):
     assert calculate(f"({a * c}) / {c}") == str(a)
 
 
+def test_a_result_that_json_cannot_write_is_an_error_that_the_agent_reads():
+    @tool
+    def distances() -> dict:
+        """Distances by pair."""
+        return {("a", "b"): 3}
+
+    @tool
+    def ring() -> list:
+        """A list that holds itself."""
+        items = []
+        items.append(items)
+        return items
+
+    registry = ToolRegistry([distances, ring])
+    for name in registry.names:
+        outcome = registry.call(name, {})
+        assert outcome.valid and outcome.text.startswith("error: "), outcome
+
+
+@pytest.mark.parametrize("number", [10**400, float("nan"), float("inf")])
+def test_a_number_that_the_schema_cannot_be_checked_with_is_refused(number):
+    schema = {"type": "object", "properties": {"n": {"type": "number", "multipleOf": 0.5}}}
+    registry = ToolRegistry([Tool(lambda n: "called", "halves", "Halves.", schema)])
+    outcome = registry.call("halves", {"n": number})
+    assert not outcome.valid and outcome.text.startswith("error: halves: "), outcome
+
+
 # Knowledge
+
+
+def test_two_titles_that_differ_in_case_alone_are_two_pages():
+    knowledge = Knowledge([("Apple", "A fruit."), ("APPLE", "A firm.")])
+    assert [knowledge.read_page(title) for title in ("Apple", "APPLE")] == ["A fruit.", "A firm."]
 
 
 @settings(max_examples=200, deadline=None)
