@@ -89,7 +89,11 @@ def _serve(pipe: Connection) -> None:
     env: Any = None
     while True:
         try:
-            method, arguments = json.loads(pipe.recv_bytes())
+            request = pipe.recv_bytes()
+        except EOFError:
+            return
+        try:
+            method, arguments = json.loads(request)
             if method == "make":
                 env = gymnasium.make(disable_env_checker=True, **arguments)
                 inner, observation, action = env.unwrapped, env.observation_space, env.action_space
@@ -98,8 +102,6 @@ def _serve(pipe: Connection) -> None:
             else:
                 value = getattr(env, method)(**arguments)
             answer = "ok", plain(value)
-        except EOFError:
-            return
         except (ValueError, TypeError, gymnasium.error.Error) as error:
             answer = "refused", str(error)
         except BaseException as error:  # an environment may even call sys.exit

@@ -65,6 +65,8 @@ class Probe(TextEnv):
         command, _, argument = action.partition(" ")
         if command == "raise":
             raise RuntimeError(f"told to: {argument}")
+        if command == "eof":
+            raise EOFError("told to")
         if command == "exit":
             sys.exit(3)
         if command == "die":

@@ -259,6 +259,15 @@ def test_isolated_environments_cost_a_poisonous_step_one_child_and_no_neighbour(
             remote(address, max_turn=3)
 
 
+def test_an_isolated_environment_that_meets_an_end_of_file_has_failed_and_its_action_has_not():
+    with spawned(1, "--isolate") as [(_, address)]:
+        env = remote(address)
+        env.reset(seed=5)
+        observation, reward, terminated, truncated, info = env.step("eof")
+        assert (reward, terminated, truncated, info["valid"]) == (0.0, False, True, False), observation
+        assert info["stop_reason"] == "env_fault" and "told to" in observation
+
+
 def test_children_of_isolated_environments_end_with_their_server():
     with spawned(1, "--isolate") as [(server, address)]:
         env = remote(address)
