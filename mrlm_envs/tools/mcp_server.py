@@ -91,7 +91,7 @@ class McpTools(Toolset):
 
     def _connect(self) -> "_Connection":
         with self._lock:
-            if self._connection is None:
+            if self._connection is None or self._connection.pid != os.getpid():  # a parent's is not ours to use
                 self._connection = _Connection(self._settings, self._where)
             return self._connection
 
@@ -118,7 +118,7 @@ class _Connection:
         except ModuleNotFoundError:
             raise ValueError("mcp servers need the mcp package: pip install 'mrlm[mcp]'") from None
         target: Any = settings["url"] if "url" in settings else mcp.StdioServerParameters(**settings)
-        self._client = mcp.Client(target)
+        self._client, self.pid = mcp.Client(target), os.getpid()
         self._stop = asyncio.Event()
         ready: Future[list[Any]] = Future()
         self._held = spawn(self._hold(ready))

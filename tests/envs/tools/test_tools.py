@@ -17,6 +17,7 @@ from mrlm_envs.tools import Tool, ToolError, ToolRegistry, Toolset, tool
 from mrlm_envs.tools.calculator import calculate
 from mrlm_envs.tools.filesystem import MAX_FILES, MAX_TOTAL, VirtualFiles
 from mrlm_envs.tools.knowledge import Knowledge
+from tests.support.fresh import in_fresh_process
 
 # The registry
 
@@ -530,6 +531,25 @@ def test_the_tools_of_a_real_mcp_server_over_http_serve_an_environment(server):
         process.kill()
         process.wait()
         connect(settings_, 20.0).shut()
+
+
+def test_a_forked_process_has_a_connection_of_its_own_to_an_mcp_server(server):
+    in_fresh_process(
+        """
+        import os, sys
+        from mrlm_envs.tools.mcp_server import connect
+
+        tools = connect({"command": sys.executable, "args": [sys.argv[1]]}, 10.0)
+        assert tools.call("forecast", city="Oslo") == "Oslo: sunny for 1 days"
+        child = os.fork()
+        if child == 0:
+            print(said := tools.call("forecast", city="Bergen"), flush=True)
+            os._exit(said != "Bergen: sunny for 1 days")
+        assert os.waitpid(child, 0)[1] == 0
+        assert tools.call("forecast", city="Oslo") == "Oslo: sunny for 1 days"
+        """,
+        server,
+    )
 
 
 def test_malformed_settings_and_a_server_that_does_not_start_are_said_in_one_line():
