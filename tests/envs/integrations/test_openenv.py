@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 
 pytest.importorskip("starlette")
@@ -94,6 +95,28 @@ def test_two_sessions_do_not_meet_and_a_reconnect_is_no_fresh_environment() -> N
             assert ask(again, "step", message="wrong")["data"]["code"] == "SESSION_ERROR"
         assert ask(one, "step", message="wrong")["data"]["done"]
         assert ask(one, "step", message="wrong")["data"]["code"] == "SESSION_ERROR"
+
+
+class Odd(gymnasium.Env[str, str]):
+    """Says in its `info` what JSON does not know, and what UTF-8 does not."""
+
+    observation_space = action_space = mrlm_envs.Unicode(100)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        return "begin", {"steps": np.int64(3)}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return "end", 1.0, True, False, {"said": "\ud800"}
+
+
+def test_an_info_of_numpys_numbers_or_a_lone_surrogate_does_not_end_the_connection() -> None:
+    gymnasium.register("tests/OddInfo-v0", entry_point=Odd)
+    try:
+        with served("tests/OddInfo-v0") as address, ws(address) as connection:
+            assert ask(connection, "reset", seed=1)["data"]["metadata"]["steps"] == 3
+            assert ask(connection, "step", message="x")["data"]["reward"] == 1.0
+    finally:
+        del gymnasium.registry["tests/OddInfo-v0"]
 
 
 def test_nothing_privileged_is_in_an_observation() -> None:
