@@ -49,6 +49,8 @@ class Sessions:
     def answer(self, path: str, body: dict[str, Any], session: str) -> Any:
         """The reply to a POST: JSON, or for a tool what it says."""
         if path == "seed_session":
+            if (before := self._episodes.pop(session, None)) is not None:
+                before.close()
             if len(self._episodes) >= _MAX_SESSIONS:
                 self._episodes.pop(next(iter(self._episodes))).close()
             episode = self._episodes[session] = Episode(self._env_id, **self._kwargs)

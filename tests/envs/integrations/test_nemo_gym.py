@@ -23,6 +23,7 @@ import tests.support.guessing  # noqa: F401  registers tests/Guess-v0
 from mrlm_envs.integrations import nemo_gym
 from mrlm_envs.integrations.nemo_gym import rows, server
 from mrlm_envs.tools.calls import Call, parse
+from tests.support.serving import Probe
 
 
 class Recorded:
@@ -120,6 +121,16 @@ def test_sessions_are_bounded_and_do_not_meet(monkeypatch: pytest.MonkeyPatch) -
         sessions.answer("seed_session", {"seed": 1}, name)
     bodies = [sessions.answer("verify", {"response": response(message("9"))}, name) for name in ("a", "b", "c")]
     assert [body["mask_sample"] for body in bodies] == [True, False, False]
+
+
+def test_an_episode_is_closed_when_its_session_begins_another() -> None:
+    sessions = nemo_gym.Sessions("tests.support.serving:tests/Probe-v0")
+    before = Probe.alive
+    for seed in (1, 2):
+        sessions.answer("seed_session", {"seed": seed}, "a")
+    assert Probe.alive == before + 1
+    sessions.answer("verify", {"response": response(message("done"))}, "a")
+    assert Probe.alive == before
 
 
 def test_their_other_paths_stay_theirs_and_a_reply_without_words_is_an_action() -> None:
