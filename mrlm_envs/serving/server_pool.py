@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Collection, Sequence
 
-from mrlm_envs.serving.connection import Access, Connection
+from mrlm_envs.serving.connection import Access, Connection, RemoteError
 
 _RESOLVE = 30.0  # seconds between look-ups of a dns:/// address
 _UNRESOLVED = 1.0  # the same, while no server can be reached
@@ -32,6 +32,7 @@ class ServerPool:
         self._by_address: dict[str, Connection] = {}
         self._connections: list[Connection] = []
         self._resolved_at = float("-inf")
+        self._is_closed = False
 
     async def pick(self, current: Connection | None = None, tried: Collection[str] = ()) -> Connection:
         """The server with the fewest sessions of ours, among those that are not blocked; waits while all are.
@@ -42,9 +43,12 @@ class ServerPool:
 
         Raises:
             NoServer: If no server has ever answered, and none does within `connect_timeout`.
+            RemoteError: If the client is closed.
         """
         end = time.monotonic() + min(self._access.connect_timeout, self._access.step_timeout)
         while True:
+            if self._is_closed:
+                raise RemoteError("the client is closed")
             await self._resolve()
             free = [one for one in self._connections if not one.is_blocked]
             if free:
@@ -67,6 +71,7 @@ class ServerPool:
 
     def close(self) -> None:
         """Close the channels for good."""
+        self._is_closed = True
         for connection in self._by_address.values():
             connection.close_for_good()
 

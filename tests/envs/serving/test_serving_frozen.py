@@ -284,6 +284,25 @@ def _descendants(pid: int) -> list[int]:
     return children + [each for child in children for each in _descendants(child)]
 
 
+def test_a_step_that_waits_for_a_lost_server_ends_when_its_client_is_closed():
+    async def close_while_waiting(server: Spawned, address: str) -> None:
+        client = AsyncClient(address, rpc_timeout=1.0)
+        session = await client.session("tests/Probe-v0")
+        await session.reset(seed=1)
+        server.process.kill()
+        step = asyncio.create_task(session.step("go"))
+        connection = session.connection
+        async with asyncio.timeout(60):
+            while not connection.is_blocked:  # pyright: ignore[reportOptionalMemberAccess]
+                await asyncio.sleep(0.01)
+            await client.close()
+            with pytest.raises(gymnasium.error.Error, match="the client is closed"):
+                await step
+
+    with spawned(1) as [(server, address)]:
+        asyncio.run(close_while_waiting(server, address))
+
+
 def test_a_step_that_only_sleeps_for_too_long_is_the_actions_failure():
     with running(step_timeout=0.8) as server:
         env = remote(server.address)
