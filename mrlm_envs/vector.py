@@ -194,6 +194,8 @@ def stack_infos(infos: Sequence[Info]) -> Info:
             stacked[key] = stack_infos([info.get(key, {}) for info in infos])
         else:
             kind = kinds.pop() if len(kinds) == 1 and kinds <= {int, float, bool} else object
+            if kind is int and any(not -(2**63) <= info.get(key, 0) < 2**63 for info in infos):
+                kind = object
             stacked[key] = np.full(len(infos), None if kind is object else 0, dtype=kind)
             for i in np.flatnonzero(present).tolist():
                 stacked[key][i] = infos[i][key]

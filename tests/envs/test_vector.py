@@ -127,3 +127,9 @@ def test_make_vec_gives_the_same_text_in_every_mode(mode):
         assert infos["success"].tolist() == [True, False, True]
     finally:
         envs.close()
+
+
+def test_a_seed_beyond_63_bits_is_in_the_infos_of_a_vector() -> None:
+    envs = gymnasium.make_vec("mrlm_envs:mrlm/Math-v0", num_envs=2, kinds=["arithmetic"])
+    _, infos = envs.reset(seed=2**63)
+    assert list(infos["seed"]) == [2**63, 2**63 + 1]
