@@ -28,8 +28,8 @@ class TrustRegion(TrainerCallback):
     policy. rl_games and RSL-RL also let the rate follow the KL (`schedule: adaptive`, by fixed factors); the constants
     here are measured (`benchmarks/README.md`). PPO's clip cannot do this: with one update per batch its ratio is 1.
 
-    The critic's parameter group keeps its rate. Dropout counts as movement. DeepSpeed keeps its own copy of the
-    weights, so nothing is undone there.
+    The critic's parameter group keeps its rate. Dropout counts as movement. DeepSpeed keeps its own copies of
+    weights and gradients, so nothing is undone or held there.
 
     Attributes:
         warmup_steps: steps at the start of the run in which the policy is frozen and only the critic learns.
