@@ -259,7 +259,7 @@ def test_processes_that_would_share_episodes_are_refused(name: str, tmp_path: Pa
 def test_groups_that_straddle_processes_cannot_be_replaced(tmp_path: Path) -> None:
     args = GRPOConfig(str(tmp_path), per_device_train_batch_size=8, num_generations=4, dynamic_sampling=1)
     args.per_device_train_batch_size = 6  # of one of two processes, whose 12 make three groups
-    with pytest.raises(ValueError, match="dynamic_sampling needs whole groups in each process: its 6 episodes are no"):
+    with pytest.raises(ValueError, match="needs whole groups in each process: 6 episodes do not divide"):
         GRPOTrainer("tiny", "mrlm/Math-v0", args, processing_class=TOKENIZER)
 
 
