@@ -124,12 +124,13 @@ class SQLEnv(TextEnv):
 
     def _judged(self, row: "_Task") -> Question:
         """A dataset's row with the result of its gold query."""
-        gold = execute.expected_rows(row.path, row.sql, max(30.0, self.timeout_s), 2048, self.backend)
-        if gold.error:
-            raise EnvFault(f"the gold query of task {row.task_id} fails: {gold.error}")
+        try:
+            gold = execute.expected_rows(row.path, row.sql, max(30.0, self.timeout_s), 2048, self.backend)
+        except (EnvFault, SandboxFault, SandboxUnavailable) as fault:
+            raise EnvFault(f"the gold query of task {row.task_id} fails: {fault}") from fault
         return Question(
             row.task_id, row.text, row.evidence, row.sql, execute.schema_of(row.path), (execute.image(row.path),),
-            (gold.rows,), 0, parsing.orders(row.sql),
+            (gold,), 0, parsing.orders(row.sql),
         )  # fmt: skip
 
     def respond(self, action: str) -> Reply:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mrlm_envs.core import EnvFault
 from mrlm_envs.sandbox import Limits, Sandbox
 from mrlm_envs.sandbox.sandbox import Backend
 
@@ -106,9 +107,17 @@ def trusted_rows(database: bytes, sql: str) -> Rows:
 
 
 @functools.lru_cache(maxsize=4096)
-def expected_rows(path: str, sql: str, timeout_s: float, memory_mb: int, backend: Backend) -> Table:
-    """The result of a data set's gold query on its database."""
-    return run([image(path)], sql, timeout_s, memory_mb, backend)[0]
+def expected_rows(path: str, sql: str, timeout_s: float, memory_mb: int, backend: Backend) -> Rows:
+    """The result of a data set's gold query on its database.
+
+    Raises:
+        EnvFault: The query fails; raised, so that the cache keeps no failure.
+        SandboxFault: The sandbox itself is broken.
+    """
+    table = run([image(path)], sql, timeout_s, memory_mb, backend)[0]
+    if table.error:
+        raise EnvFault(table.error)
+    return table.rows
 
 
 @functools.lru_cache(maxsize=16)

@@ -14,9 +14,11 @@ sqlglot = pytest.importorskip("sqlglot")
 from sqlglot import exp  # noqa: E402
 
 from mrlm_envs.checker import check_text_env  # noqa: E402
+from mrlm_envs.core import EnvFault  # noqa: E402
 from mrlm_envs.sql import execute, schemas  # noqa: E402
 from mrlm_envs.sql.env import SQLEnv, query_in  # noqa: E402
 from mrlm_envs.sql.questions import KINDS  # noqa: E402
+from tests.support.fresh import in_fresh_process  # noqa: E402
 
 ALL = {"difficulty": (1, 3)}
 
@@ -363,3 +365,41 @@ def test_a_database_that_is_missing_is_named(tmp_path: Path) -> None:
     env = SQLEnv(tasks=[{"question": "?", "db_id": "w", "SQL": "SELECT 1"}], databases=str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"w\.sqlite: no such file"):
         env.reset(seed=0)
+
+
+def test_a_gold_query_that_fails_once_is_run_again_at_the_next_reset(
+    bird: tuple[list[dict[str, Any]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, folder = bird
+    monkeypatch.setattr(execute, "_MAX_IMAGE", 10)  # the file is read where it lies
+    env = SQLEnv(tasks=rows, databases=folder)
+    env.reset(options={"task_id": "bank/7"})
+    path = Path(folder) / "bank" / "bank.sqlite"
+    path.rename(path.with_suffix(".away"))
+    with pytest.raises(EnvFault, match="the gold query of task bank/2 fails"):
+        env.reset(options={"task_id": "bank/2"})
+    path.with_suffix(".away").rename(path)
+    env.reset(options={"task_id": "bank/2"})
+    assert env.step(env.expert())[1] == 1.0
+
+
+def test_a_broken_sandbox_at_a_reset_is_a_fault_of_the_environment(bird: tuple[list[dict[str, Any]], str]) -> None:
+    code = """
+        import json, sys
+        import pytest
+        from mrlm_envs.core import EnvFault
+        from mrlm_envs.sandbox import Sandbox
+        from mrlm_envs.sql.env import SQLEnv
+        from tests.envs.sandbox.test_sandbox_processes import kill_template
+
+        env = SQLEnv(tasks=json.loads(sys.argv[1]), databases=sys.argv[2])
+        env.reset(options={"task_id": "bank/7"})
+        python, sys.executable = sys.executable, "/nonexistent/python"
+        kill_template(Sandbox.shared("auto")._launcher)
+        with pytest.raises(EnvFault, match="the sandbox is broken"):
+            env.reset(options={"task_id": "bank/2"})
+        sys.executable = python
+        env.reset(options={"task_id": "bank/2"})
+        assert env.step(env.expert())[1] == 1.0
+    """
+    in_fresh_process(code, json.dumps(bird[0]), bird[1])
