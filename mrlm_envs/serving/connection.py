@@ -284,6 +284,8 @@ class Connection:
                 self.is_blocked = answer != _SERVING
             except _CallFailed as error:
                 self.is_blocked = error.args[0] != "UNIMPLEMENTED"
+            except Exception as error:  # for the moment a certificate's file is missing, or no thread can be started
+                self.trouble = f"{self.address}: {error}"
 
     def close(self) -> bool:
         """Close the channel; calls in flight end as lost, and the next call opens it again. Safe on any thread.

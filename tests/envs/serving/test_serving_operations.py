@@ -1,5 +1,6 @@
 """Around the server: flags, health, reflection, metrics, TLS, and clients that are not ours."""
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -18,6 +19,7 @@ import tyro
 
 from mrlm_envs.serving import cli
 from mrlm_envs.serving import envs_pb2 as pb
+from mrlm_envs.serving.connection import Access, Connection, ConnectionLost
 from mrlm_envs.serving.settings import Refused, Settings
 from tests.support.serving import PROBE, ROOT, Raw, Running, Spawned, code, free_port, running, spawned, wait_for
 
@@ -245,6 +247,31 @@ def test_the_flags_for_tls_and_tokens_work_together(certificates: dict[str, str]
         assert gymnasium.make("mrlm_envs:mrlm/Remote-v0", **remote).reset(seed=1)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(10) == 0
+
+
+def test_a_certificate_that_is_missing_for_a_moment_does_not_end_the_recovery_of_a_server(
+    certificates: dict[str, str], tmp_path: Path
+):
+    ca, port = tmp_path / "ca.pem", free_port()
+    item = pb.ResetItem(session=b"s" * 16, episode=1, env_id="tests/Probe-v0", seed=1)
+
+    async def lose_and_find() -> None:
+        connection = Connection(f"localhost:{port}", None, Access(tls_ca=str(ca)))
+        ca.write_text(Path(certificates["ca.pem"]).read_text())
+        with pytest.raises(ConnectionLost):
+            await connection.call("Reset", [item])
+        ca.unlink()
+        connection.close()  # as before a fork
+        while "ca.pem" not in connection.trouble:
+            await asyncio.sleep(0.01)
+        ca.write_text(Path(certificates["ca.pem"]).read_text())
+        tls = {"tls_key": Path(certificates["server.key"]), "tls_cert": Path(certificates["server.pem"])}
+        with running(PROBE, port=port, **tls):
+            while connection.is_blocked:
+                await asyncio.sleep(0.01)
+            connection.close_for_good()
+
+    asyncio.run(asyncio.wait_for(lose_and_find(), 60))
 
 
 def test_a_plain_grpcio_client_plays_an_episode(server: Running):
