@@ -31,6 +31,7 @@ class ServerPool:
         self.addresses, self._access = addresses, access
         self._by_address: dict[str, Connection] = {}
         self._connections: list[Connection] = []
+        self._resolved: dict[str, dict[str, str]] = {}  # what each name's newest look-up found
         self._resolved_at = float("-inf")
         self._is_closed = False
 
@@ -89,11 +90,13 @@ class ServerPool:
             host, _, port = address.removeprefix("dns:///").rpartition(":")
             try:
                 entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            except OSError:
-                continue  # the name has no address right now: keep what we know, and ask again
-            for family, *_, socket_address in entries:
-                ip = socket_address[0]
-                found[f"[{ip}]:{port}" if family == socket.AF_INET6 else f"{ip}:{port}"] = host
+            except OSError:  # the name has no address right now: keep what we know, and ask again
+                found |= self._resolved.get(address, {})
+                continue
+            ips = [(family, socket_address[0]) for family, *_, socket_address in entries]
+            named = {f"[{ip}]:{port}" if family == socket.AF_INET6 else f"{ip}:{port}": host for family, ip in ips}
+            self._resolved[address] = named
+            found |= named
         for connection in [one for one in self._by_address.values() if found and one.address not in found]:
             if connection.is_blocked:  # a server that is gone for good
                 connection.close_for_good()

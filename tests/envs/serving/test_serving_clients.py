@@ -2,6 +2,7 @@
 
 import asyncio
 import pickle
+import socket
 import textwrap
 import threading
 import time
@@ -18,8 +19,10 @@ from gymnasium.vector import AutoresetMode
 import mrlm_envs
 from mrlm_envs.checker import Policy, check_text_env, play
 from mrlm_envs.core import EnvFault
-from mrlm_envs.serving import AsyncClient
+from mrlm_envs.serving import AsyncClient, server_pool
 from mrlm_envs.serving import envs_pb2 as pb
+from mrlm_envs.serving.connection import Access
+from mrlm_envs.serving.server_pool import ServerPool
 from tests.support.fresh import in_fresh_process
 from tests.support.guessing import GuessNumber
 from tests.support.serving import DICE, PROBE, Probe, Running, running
@@ -501,6 +504,28 @@ def test_the_client_answers_to_a_name_with_several_addresses(server: Running):
         "mrlm_envs:mrlm/Remote-v0", address=f"dns:///localhost:{server.port}", env_id="tests/Probe-v0", step_timeout=20
     )
     assert env.reset(seed=1)[0] == remote(server).reset(seed=1)[0]
+
+
+def test_a_failed_look_up_of_one_name_keeps_its_servers(monkeypatch: pytest.MonkeyPatch):
+    look_up, is_down = socket.getaddrinfo, False
+
+    def flaky(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host == "other.test" and is_down:
+            raise socket.gaierror("try again")
+        return look_up("127.0.0.1", *args, **kwargs)
+
+    async def pick_twice() -> str:
+        nonlocal is_down
+        pool = ServerPool(["dns:///one.test:1001", "dns:///other.test:1002"], Access())
+        await pool.pick()
+        is_down = True
+        picked = await pool.pick(tried=["127.0.0.1:1001"])
+        pool.close()
+        return picked.address
+
+    monkeypatch.setattr(socket, "getaddrinfo", flaky)
+    monkeypatch.setattr(server_pool, "_RESOLVE", 0.0)
+    assert asyncio.run(asyncio.wait_for(pick_twice(), 60)) == "127.0.0.1:1002"
 
 
 def test_sessions_spread_evenly_over_servers(server: Running):
