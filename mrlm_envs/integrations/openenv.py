@@ -12,6 +12,7 @@ privileged never travels; `task_id` and the like are in `metadata`, because some
 
 import asyncio
 import json
+import math
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -204,10 +205,15 @@ class OpenEnv(TextEnv):
         return Reply(self._text(observation), {"server": reward}, done, success=done and reward > 0, role=role)
 
     def _ask(self, kind: str, data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Send a message; the type and the data of the reply. Only a reset opens a connection."""
-        from websockets.exceptions import WebSocketException
+        """Send a message; the type and the data of the reply. Only a reset opens a connection.
+
+        Raises:
+            EnvFault: No reply comes, or one that the protocol does not know.
+        """
+        from websockets.exceptions import ConnectionClosed, WebSocketException
         from websockets.sync.client import connect
 
+        was_open = self._socket is not None
         try:
             if kind == "reset" and self._socket is None:
                 url = "ws" + self.address.removeprefix("http") + "/ws"
@@ -215,9 +221,16 @@ class OpenEnv(TextEnv):
                 self._socket = connect(url, open_timeout=self.timeout_s, max_size=16 << 20).__enter__()
             self._socket.send(json.dumps({"type": kind, "data": data}))
             reply = json.loads(self._socket.recv(timeout=self.timeout_s))
-            return reply["type"], reply.get("data") or {}
-        except (OSError, ValueError, LookupError, TypeError, WebSocketException) as fault:  # TimeoutError is an OSError
-            self.close()
+            answer, said = reply["type"], dict(reply.get("data") or {})
+            if not all(isinstance(said.get(part) or {}, dict) for part in ("observation", "metadata")):
+                raise ValueError("its observation and metadata are objects")
+            if not math.isfinite(float(said.get("reward") or 0)):
+                raise ValueError(f"its reward is {said['reward']}")
+            return answer, said
+        except (OSError, ValueError, LookupError, TypeError, OverflowError, WebSocketException) as fault:
+            self.close()  # also after a TimeoutError, which is an OSError
+            if kind == "reset" and was_open and isinstance(fault, ConnectionClosed):
+                return self._ask(kind, data)  # the server hung up between two episodes
             raise EnvFault(f"{self.address}: {type(fault).__name__} {fault}") from fault
 
     def _text(self, observation: dict[str, Any]) -> str:

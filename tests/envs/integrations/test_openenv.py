@@ -32,14 +32,15 @@ PEER = sys.executable if importlib.util.find_spec("openenv") else None  # in the
 
 
 @contextmanager
-def served(env_id: str, max_sessions: int = 8, **kwargs: Any) -> Iterator[str]:
-    """Our application on a free port of this machine."""
+def served(env_id: str | Any, max_sessions: int = 8, port: int = 0, **kwargs: Any) -> Iterator[str]:
+    """Our application, or another one, on a port of this machine."""
     import uvicorn
 
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    config = uvicorn.Config(openenv.app(env_id, max_sessions, **kwargs), host="127.0.0.1", port=port, log_level="error")
+        port = port or listener.getsockname()[1]
+    app = openenv.app(env_id, max_sessions, **kwargs) if isinstance(env_id, str) else env_id
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -203,6 +204,54 @@ def test_a_lost_server_is_an_invalid_episode_and_nothing_at_an_address_is_told()
         env.reset(seed=1)
     with pytest.raises(ValueError, match="no OpenEnv server answers there"):
         gymnasium.make("mrlm_envs:mrlm/OpenEnv-v0", address=address, timeout_s=5)
+
+
+def test_a_reset_over_a_connection_that_the_server_has_closed_connects_again() -> None:
+    with served("mrlm/Math-v0") as address:
+        env = gymnasium.make("mrlm_envs:mrlm/OpenEnv-v0", address=address, timeout_s=20)
+        first = env.reset(seed=1)[0]
+    with served("mrlm/Math-v0", port=int(address.rpartition(":")[2])):
+        assert env.reset(seed=1)[0] == first
+        env.close()
+
+
+def saying(*replies: str) -> Any:
+    """A server that answers the messages of each connection with these replies."""
+    from starlette.applications import Starlette
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route, WebSocketRoute
+
+    async def answer(websocket: Any) -> None:
+        await websocket.accept()
+        for reply in replies:
+            await websocket.receive_text()
+            await websocket.send_text(reply)
+        await websocket.close()
+
+    schema = {"action": {"properties": {"message": {"type": "string"}}}}
+    return Starlette(routes=[WebSocketRoute("/ws", answer), Route("/schema", lambda request: JSONResponse(schema))])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        '{"observation": {"prompt": "on"}, "reward": NaN}',
+        '{"observation": {"prompt": "on"}, "reward": "much"}',
+        '{"observation": "on", "reward": 1.0, "done": true}',
+        '["on", 1.0]',
+    ],
+)
+def test_a_reply_that_is_no_observation_or_has_no_finite_reward_is_the_servers_fault(data: str) -> None:
+    bad = f'{{"type": "observation", "data": {data}}}'
+    with served(saying('{"type": "observation", "data": {"observation": {"prompt": "go"}}}', bad)) as address:
+        env = gymnasium.make("mrlm_envs:mrlm/OpenEnv-v0", address=address, timeout_s=20)
+        env.reset(seed=1)
+        _, reward, _, truncated, info = env.step("18")
+        assert (reward, truncated, info["valid"]) == (0.0, True, False)
+    with served(saying(bad)) as address:
+        env = gymnasium.make("mrlm_envs:mrlm/OpenEnv-v0", address=address, timeout_s=20)
+        with pytest.raises(mrlm_envs.EnvFault):
+            env.reset(seed=1)
 
 
 def test_a_step_after_close_opens_no_other_session() -> None:
