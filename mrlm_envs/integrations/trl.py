@@ -15,6 +15,7 @@ What is lost against `mrlm_train`: rewards of single turns (TRL takes one number
 pool of environments. An episode that failed for reasons of the environment gets None, which TRL masks.
 """
 
+import contextlib
 import functools
 import inspect
 import json
@@ -175,7 +176,14 @@ def _method(schema: Mapping[str, Any]) -> Callable[..., str]:
 
 
 def _rollout(spec: Spec, prompts: list[list[dict[str, Any]]], trainer: Any) -> dict[str, Any]:
-    """Plays an episode for each prompt, the environment in the user's role.
+    """Plays an episode for each prompt, the environment in the user's role."""
+    with contextlib.ExitStack() as stack:
+        new = (Episode(spec.env_id, **spec.arguments) for _ in prompts)
+        return _play([stack.enter_context(contextlib.closing(episode)) for episode in new], prompts, trainer)
+
+
+def _play(episodes: list[Episode], prompts: list[list[dict[str, Any]]], trainer: Any) -> dict[str, Any]:
+    """What TRL takes from a rollout.
 
     Generation is TRL's own (`_generate_single_turn`). What the environment says enters as the chat template writes it
     between two turns, with mask 0.
@@ -184,7 +192,6 @@ def _rollout(spec: Spec, prompts: list[list[dict[str, Any]]], trainer: Any) -> d
     template = functools.partial(
         tokenizer.apply_chat_template, add_generation_prompt=True, **trainer.chat_template_kwargs
     )
-    episodes = [Episode(spec.env_id, **spec.arguments) for _ in prompts]
     prompt_ids = []
     for episode, prompt in zip(episodes, prompts, strict=True):
         episode.reset(prompt[-1]["seed"])

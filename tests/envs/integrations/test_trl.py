@@ -3,8 +3,9 @@
 import copy
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import gymnasium
 import pytest
 
 trl = pytest.importorskip("trl")
@@ -12,9 +13,9 @@ trl = pytest.importorskip("trl")
 import torch  # noqa: E402
 from transformers.utils.chat_template_utils import get_json_schema  # noqa: E402
 
-import tests.support.guessing  # noqa: E402, F401  registers tests/Guess-v0
 from mrlm_envs.integrations.trl import Spec, _method  # noqa: E402
 from mrlm_train import tiny  # noqa: E402
+from tests.support.guessing import GuessNumber  # noqa: E402  registers tests/Guess-v0
 
 QWEN3 = (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text("utf-8")
 EVERY_TOOL = Spec("mrlm/ToolUse-v0", n=4)
@@ -120,6 +121,29 @@ def test_an_environment_that_answers_as_the_user_is_played_by_rollout_func(tmp_p
     second = next(context for context in seen if "higher" in context)
     assert "1<|im_end|>\n<|im_start|>user\nhigher<|im_end|>\n<|im_start|>assistant\n" in second
     assert 0 <= log[0]["reward"] <= 1
+
+
+class Counted(GuessNumber):
+    """Counts those that are not closed."""
+
+    unclosed: ClassVar[int] = 0
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        Counted.unclosed += 1
+
+    def close(self) -> None:
+        Counted.unclosed -= 1
+
+
+if "tests/Counted-v0" not in gymnasium.registry:
+    gymnasium.register("tests/Counted-v0", entry_point=Counted)
+
+
+def test_a_rollout_closes_its_episodes_also_those_that_the_token_limit_truncates(tmp_path: Path) -> None:
+    spec = Spec("tests/Counted-v0", n=4, kwargs={"max_turns": 100})
+    train(spec, tmp_path, steps=1, rollout_func=spec.rollout_func, reward_funcs=spec.reward)
+    assert Counted.unclosed == 0
 
 
 @pytest.mark.parametrize("way", ["tools", "submit", "rollout"])
