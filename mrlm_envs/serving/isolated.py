@@ -43,7 +43,11 @@ class IsolatedEnv(gymnasium.Env[str, str]):
         self._process = _context.Process(target=_serve, args=(theirs,))
         self._process.start()
         theirs.close()
-        about = self._ask("make", {"id": make_id, **kwargs})
+        try:
+            about = self._ask("make", {"id": make_id, **kwargs})
+        except Exception:
+            self.close()
+            raise
         self.metadata, self.num_tasks = about["metadata"], about["num_tasks"]  # pyright: ignore[reportAttributeAccessIssue]
         self.observation_space = Unicode(about["observation_length"])
         self.action_space = Unicode(about["action_length"])

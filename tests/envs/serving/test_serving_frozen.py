@@ -16,6 +16,7 @@ import gymnasium
 import pytest
 
 from mrlm_envs.serving import AsyncClient
+from tests.support.fresh import in_fresh_process
 from tests.support.serving import ROOT, Raw, Spawned, code, running, spawned, wait_for
 
 
@@ -266,6 +267,21 @@ def test_an_isolated_environment_that_meets_an_end_of_file_has_failed_and_its_ac
         observation, reward, terminated, truncated, info = env.step("eof")
         assert (reward, terminated, truncated, info["valid"]) == (0.0, False, True, False), observation
         assert info["stop_reason"] == "env_fault" and "told to" in observation
+
+
+def test_an_isolated_environment_that_is_refused_leaves_no_child():
+    in_fresh_process(
+        """
+        import multiprocessing
+        import pytest
+        from mrlm_envs.serving.isolated import IsolatedEnv
+
+        with pytest.raises(ValueError, match="max_turns") as refused:  # holds on to the environment
+            IsolatedEnv("tests.support.serving:tests/Probe-v0", {"max_turns": 0}, 60.0)
+        assert multiprocessing.active_children() == []
+    """,
+        timeout=60,
+    )
 
 
 def test_children_of_isolated_environments_end_with_their_server():
