@@ -61,7 +61,7 @@ from typing import Any, ClassVar
 from gymnasium.utils import EzPickle
 
 from mrlm_envs import answers
-from mrlm_envs.core import Opening, Options, Reply, TextEnv
+from mrlm_envs.core import EnvFault, Opening, Options, Reply, TextEnv
 from mrlm_envs.sandbox.sandbox import Backend
 from mrlm_envs.tasks import Source, check_choice, check_counts, check_range
 from mrlm_envs.tools.calls import FORMATS, HOW, Call, Entry, Malformed, parse, render
@@ -155,7 +155,11 @@ class ToolUseEnv(TextEnv, EzPickle):
 
     def respond(self, action: str) -> Reply:
         entries = parse(action, self.call_format)
-        reply = self._call(entries) if entries else self._finish(action)
+        try:
+            reply = self._call(entries) if entries else self._finish(action)
+        except EnvFault:  # it ends the episode
+            self.registry.close()
+            raise
         if reply.done or self.turn >= self.max_turns:
             self.registry.close()
         return reply

@@ -10,7 +10,8 @@ import gymnasium
 import pytest
 
 from mrlm_envs.checker import check_text_env
-from mrlm_envs.tools import Call, render
+from mrlm_envs.core import EnvFault
+from mrlm_envs.tools import Call, Toolset, render, tool
 from mrlm_envs.tools.corpus import entities, pages
 from mrlm_envs.tools.env import ToolUseEnv
 from mrlm_envs.tools.task import is_right
@@ -420,3 +421,25 @@ def test_experts_and_rollouts_make_the_same_ids_and_the_schemas_reach_the_templa
         said = [message["content"] for message in episode.messages if message["role"] == "assistant"]
         own = [token for token, mine in zip(episode.completion_ids or [], episode.action_mask or []) if mine]
         assert chat.tokenizer.decode(own) == "".join(f"{turn}<|im_end|>" for turn in said)
+
+
+class Service(Toolset):
+    """A service that is down, and whether it is closed."""
+
+    is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    @tool
+    def ask(self) -> str:
+        """Asks the service."""
+        raise EnvFault("the service is down")
+
+
+def test_an_episode_that_a_lost_service_ends_releases_its_tools():
+    service = Service()
+    env = ToolUseEnv(tasks=ROWS, tools=["files", service])
+    env.reset(seed=0)
+    assert env.step(render([Call("ask", {})]))[4]["valid"] is False
+    assert service.is_closed
