@@ -212,7 +212,10 @@ def _webshop_goal(product: Product, told: Mapping[str, Any]) -> Goal:
 
 def _clickable(value: str) -> str:
     """The value of an option as WebShop writes it, without what `click[…]` and the separator cannot hold."""
-    return " ".join(re.sub(r"[\[\]]", " ", re.sub(r"[|/]+", " | ", value.lower())).split())
+    from mrlm_envs.shop.pages import BUTTONS
+
+    text = " ".join(re.sub(r"[\[\]]", " ", re.sub(r"[|/]+", " | ", value.lower())).split())
+    return f"{text} (option)" if text in BUTTONS else text
 
 
 _PRICES = [*(10.0 * i for i in range(1, 100)), 1e3, 2e3, 5e3, 1e4, 1e5, 1e6, float("inf")]

@@ -10,7 +10,7 @@ _PER_PAGE = 10
 _MAX_PRODUCTS = 20_000  # of a catalogue whose products are all scored for `cost_to_go`
 FULL = 1 - 1e-9  # a full score, up to rounding
 SEARCH, PREVIOUS, NEXT, BUY = "back to search", "< prev", "next >", "buy now"
-_BUTTONS = (SEARCH, PREVIOUS, NEXT, "description", "features", BUY)
+BUTTONS = (SEARCH, PREVIOUS, NEXT, "description", "features", BUY)
 
 
 class Visit:
@@ -66,8 +66,8 @@ class Visit:
             self.score = score(self.product, self.chosen, self.goal)
             return Outcome({"score": self.score}, done=True, success=self.score > FULL)
         else:
-            name = next(name for name, values in self.product.options.items() if what in values)
-            self.chosen[name] = what
+            names = [name for name, values in self.product.options.items() if what in values]
+            self.chosen[next((name for name in names if name not in self.chosen), names[0])] = what
         return Outcome()
 
     def shown(self) -> list[Product]:
@@ -104,7 +104,7 @@ class Visit:
             for name, values in self.product.options.items():
                 mark = f" (chosen: {self.chosen[name]})" if name in self.chosen else ""
                 lines.append(f"{name}: {', '.join(f'[{value}]' for value in values)}{mark}")
-        buttons = [name for name in self.clickable() if name in _BUTTONS]
+        buttons = [name for name in self.clickable() if name in BUTTONS]
         return "\n".join([*lines, "Click: " + ", ".join(f"[{name}]" for name in buttons)])
 
     def title(self) -> str:
@@ -112,9 +112,10 @@ class Visit:
         return " ".join(re.sub(r"[\[\]|<>]", " ", self.goal.product.title).split())[:300]
 
     def wanted(self, product: Product, chosen: dict[str, str]) -> list[str]:
-        """Values of a product's options that the goal asks for and that are not chosen yet."""
+        """Values of a product's options that the goal asks for and that are not chosen yet, shared ones last."""
         missing = set(self.goal.options) - set(chosen.values())
-        return [value for values in product.options.values() for value in values if value in missing]
+        offered = [value for values in product.options.values() for value in values if value in missing]
+        return sorted(dict.fromkeys(offered), key=offered.count)
 
     def key(self) -> str:
         """The page with what was chosen, and after a purchase its score."""

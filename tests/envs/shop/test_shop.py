@@ -265,3 +265,23 @@ def test_every_option_of_a_product_file_can_be_clicked(tmp_path: Path) -> None:
     (tmp_path / "attributes.json").write_text(json.dumps({"B0AAAAAAA1": {"attributes": ["red"], **goal}}))
     env = opened(products=str(tmp_path / "items.json"), attributes=str(tmp_path / "attributes.json"))
     assert env.step(env.expert())[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("offered", "wanted"),
+    [
+        ({"frame": ["black", "white"], "seat": ["black", "white"]}, ["white", "black"]),
+        ({"frame": ["other", "oak"], "seat": ["other", "leather"]}, ["oak", "other"]),
+        ({"shade": ["Description", "blue"]}, ["Description"]),
+    ],
+)
+def test_a_value_of_two_options_or_named_like_a_button_can_be_chosen(
+    tmp_path: Path, offered: dict[str, list[str]], wanted: list[str]
+) -> None:
+    options = {name: [{"value": value} for value in values] for name, values in offered.items()}
+    row = {"asin": "B0AAAAAAA1", "name": "Red seat", "query": "chairs", "product_category": "a › b", "pricing": "$9"}
+    goal = {"instruction": "a chair", "instruction_attributes": ["red"], "instruction_options": wanted}
+    (tmp_path / "items.json").write_text(json.dumps([row | {"customization_options": options}]))
+    (tmp_path / "attributes.json").write_text(json.dumps({"B0AAAAAAA1": {"attributes": ["red"], **goal}}))
+    env = opened(products=str(tmp_path / "items.json"), attributes=str(tmp_path / "attributes.json"))
+    assert env.step(env.expert())[1] == 1.0
