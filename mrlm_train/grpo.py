@@ -146,7 +146,6 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
         is_nameless = not isinstance(model, str) and not model.config.name_or_path
         if args.beta > 0 and is_nameless and trl_arguments.get("peft_config") is None:
             raise ValueError("beta > 0 needs a reference policy: give the model as a path (save it first) or use LoRA")
-        save_between_generations(args)
         episodes = args.per_device_train_batch_size * (args.steps_per_generation or 1)
         wants_groups = "dynamic_sampling" if args.dynamic_sampling else f"credit: {args.credit}"
         if (args.dynamic_sampling or args.credit in ("turn", "state", "branch")) and episodes % (
@@ -164,6 +163,7 @@ class GRPOTrainer(PlayedEvaluation, EpisodeTrainer):
             require_replay(pool)
         self.eval_envs = pool.envs if eval_envs is None else entries(eval_envs)
         rows = task_rows(args, pool)
+        save_between_generations(args)
         super().__init__(
             model=model,
             args=args,

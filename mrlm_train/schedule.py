@@ -46,11 +46,20 @@ def task_rows(args: Any, pool: EnvPool) -> Dataset:
     return Dataset.from_dict({"prompt": [""] * len(picks), "entry": picks, "seed": seeds})
 
 
+def steps_between_generations(args: Any) -> int:
+    """How many updates lie between two steps at which a generation ends; 1 for a trainer that plays none."""
+    micro_steps = (getattr(args, "steps_per_generation", None) or 1) * getattr(args, "num_iterations", 1)
+    return math.lcm(micro_steps, args.gradient_accumulation_steps) // args.gradient_accumulation_steps
+
+
 def save_between_generations(args: Any) -> None:
     """Round `save_steps` up to whole generations: in mid-generation TRL's buffer is not saved and a resume differs."""
-    assert args.steps_per_generation  # filled in by TRL
-    window = max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
-    if args.save_strategy == "steps" and args.save_steps >= 1 and (beyond := int(args.save_steps) % window):
+    window = steps_between_generations(args)
+    if args.save_strategy != "steps":
+        return
+    if args.save_steps < 1:  # a share of the run
+        args.save_steps = math.ceil(args.save_steps * args.max_steps)
+    if beyond := int(args.save_steps) % window:
         args.save_steps = int(args.save_steps) + window - beyond
         warnings.warn(
             f"save_steps is now {args.save_steps}, a multiple of the {window} steps a batch serves", stacklevel=3

@@ -25,6 +25,7 @@ from mrlm_train.experiment.config import ConfigError, RunConfig, config_class, t
 from mrlm_train.experiment.sections import ModelSection
 from mrlm_train.inference.policy import load_model, load_tokenizer, weight_dtype
 from mrlm_train.rollout.environments import EnvEntry
+from mrlm_train.schedule import steps_between_generations
 from mrlm_train.trl_hooks import HeadTrainer, shards_parameters, whole_models
 
 
@@ -375,11 +376,12 @@ class _RunCallback(TrainerCallback):
 
     Attributes:
         is_interrupted: Ctrl-C was pressed.
+        is_stopping: the goal is reached.
     """
 
     def __init__(self, config: RunConfig, trainer: Any) -> None:
         self.config, self.trainer = config, trainer
-        self.is_interrupted = False
+        self.is_interrupted = self.is_stopping = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refuse to train if the prepared model does not have the strategy that was asked for."""
@@ -389,7 +391,8 @@ class _RunCallback(TrainerCallback):
         """Stop when `eval_success`, the share of solved episodes, reaches the goal."""
         goal = self.config.stop_at_success
         if goal is not None and kwargs["metrics"].get("eval_success", 0.0) >= goal:
-            control.should_save = control.should_training_stop = True
+            self.is_stopping = True
+            self._stop(args, state, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop if any process was interrupted, all of them at the same step."""
@@ -397,12 +400,17 @@ class _RunCallback(TrainerCallback):
             interrupted = torch.tensor(float(self.is_interrupted), device=args.device)
             torch.distributed.all_reduce(interrupted)
             self.is_interrupted = bool(interrupted.item())
-        if self.is_interrupted:
+        if self.is_interrupted or self.is_stopping:
+            self._stop(args, state, control)
+
+    def _stop(self, args: Any, state: Any, control: Any) -> None:
+        """At the end of the generation: a resume in its midst would play it again, with another policy."""
+        if state.global_step % steps_between_generations(args) == 0 or state.global_step >= state.max_steps:
             control.should_save = control.should_training_stop = True
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Let Ctrl-C end training at the next step, and a second Ctrl-C at once."""
+        """Let Ctrl-C end training after this generation, and a second Ctrl-C at once."""
         if threading.current_thread() is not threading.main_thread():
             yield  # signals reach the main thread only
             return
@@ -411,7 +419,7 @@ class _RunCallback(TrainerCallback):
             if self.is_interrupted:
                 raise KeyboardInterrupt
             self.is_interrupted = True
-            _say("interrupted: finishing this step and writing a checkpoint (Ctrl-C again stops at once)")
+            _say("interrupted: finishing this batch and writing a checkpoint (Ctrl-C again stops at once)")
 
         before = signal.signal(signal.SIGINT, on_interrupt)
         try:

@@ -290,6 +290,21 @@ def test_checkpoints_fall_between_generations_where_a_resume_is_exact(tmp_path: 
         assert torch.equal(value, weights(resumed)[name]), name
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_iterations": 2, "save_steps": 0.25},  # a share of max_steps
+        {"num_minibatches": 1, "steps_per_generation": 3, "gradient_accumulation_steps": 2, "save_steps": 1},
+    ],
+)
+def test_whatever_says_how_often_to_save_checkpoints_fall_between_generations(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    made = trainer(tmp_path, max_steps=4, save_strategy="steps", **settings)
+    micro_steps = made.args.save_steps * made.args.gradient_accumulation_steps
+    assert micro_steps % (made.args.steps_per_generation * made.args.num_iterations) == 0
+
+
 def test_what_costs_on_a_cpu_is_off_unless_asked_for(tmp_path: Path) -> None:
     args = GRPOConfig(str(tmp_path), use_cpu=True)
     assert not args.bf16 and not args.gradient_checkpointing

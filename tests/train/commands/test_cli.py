@@ -38,14 +38,14 @@ def settings(*pairs):
     return [part for pair in pairs for part in ("--set", pair)]
 
 
-def train(output, *more, steps=4, resume=None):
+def train(output, *more, steps=4, resume=None, callbacks=()):
     """`mrlm train` in this process."""
     pytest.importorskip("trl")
     from mrlm_train.experiment import config
     from mrlm_train.experiment import train as training
 
     overrides = [*SMALL, f"training.max_steps={steps}", "training.lr_scheduler_type=constant", *more]
-    return training.run(config.load(CONFIG, overrides, str(output)), resume=resume)
+    return training.run(config.load(CONFIG, overrides, str(output)), resume, callbacks)
 
 
 def metrics(folder):
@@ -215,6 +215,31 @@ def test_resume_of_a_killed_run_goes_on_with_the_same_curve(trained, tmp_path):
     train(folder, resume="latest")
     assert metrics(folder) == metrics(trained)
     assert metrics(trained)[3]["grad_norm"] > 0  # or the same curve would prove nothing
+
+
+def test_control_c_waits_for_the_end_of_the_generation_where_a_resume_is_exact(tmp_path):
+    pytest.importorskip("trl")
+    from transformers import TrainerCallback
+
+    from mrlm_train.experiment.train import Interrupted
+
+    class Interrupt(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    twice = ("grpo.num_iterations=2", "training.save_steps=4")
+    train(tmp_path / "whole", *twice)
+    with pytest.raises(Interrupted, match="interrupted at step 2"):
+        train(tmp_path / "cut", *twice, callbacks=[Interrupt()])
+    train(tmp_path / "cut", *twice, resume="latest")
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+def test_a_run_that_has_reached_its_goal_stops_at_the_end_of_the_generation(tmp_path):
+    goal = ("training.stop_at_success=0.0", "training.eval_strategy=steps", "training.eval_steps=1")
+    train(tmp_path, "grpo.num_iterations=2", "training.save_steps=4", *goal)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
 def test_a_new_run_does_not_mix_with_the_checkpoints_of_an_earlier_one(trained):
