@@ -104,7 +104,8 @@ def collect(
         requests = group_requests(pool, n // group_size, group_size, seed)
         settings = {
             "envs": [
-                [e.id, e.kwargs, e.split, e.weight, e.address, *([e.agents] if e.agents else [])] for e in pool.envs
+                [e.id, e.kwargs, e.split, e.weight, e.address, *(part for part in (e.agents, e.changes) if part)]
+                for e in pool.envs
             ],
             "policy": policy.name,
             "tokenizer": policy.chat.tokenizer and tokenizer_hash(policy.chat.tokenizer),  # an endpoint shows none

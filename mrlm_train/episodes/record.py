@@ -33,7 +33,7 @@ class Episode:
         kwargs: the environment's keyword arguments.
         seed: the episode seed; with `kwargs` and the actions it replays the episode.
         options: what `reset` was given besides the seed.
-        group_id: episodes with the same id share env, kwargs and seed.
+        group_id: episodes with the same id share env, kwargs, reward, wrappers and seed.
         agent: which agent of a game, None in a single-agent environment.
         task_id: the environment's name for the task, None if it has none.
         messages: the conversation as chat messages, the last observation included.

@@ -218,16 +218,31 @@ class EnvEntry:
         texts = {name: _json(value) for name, value in self._kwargs.items()}
         return {name: self._kwargs[name] if len(text) <= 2000 else _digest(text) for name, text in texts.items()}
 
+    @cached_property
+    def changes(self) -> dict[str, Any]:
+        """The names of the reward and the wrappers that change the environment; {} without any."""
+        named = {"reward": self.reward and _name(self.reward), "wrappers": [*map(_name, self.wrappers)]}
+        return {key: value for key, value in named.items() if value}
+
     def group_id(self, seed: int, options: Mapping[str, Any]) -> str:
-        """The common id of episodes of this environment with these kwargs, seed and options."""
-        if not (self.record or options or self.agents):
+        """The common id of episodes of this environment with these kwargs, reward, wrappers, seed and options.
+
+        Not the address: it says where a task is played, not which.
+        """
+        if not (self.record or options or self.agents or self.changes):
             return f"{self.id}/{seed}"
-        agents = _json(self.agents) if self.agents else ""
-        return f"{self.id}/{seed}/{_digest(self._record_text + _json(dict(options)) + agents)}"
+        more = "".join(_json(part) for part in (self.agents, self.changes) if part)
+        return f"{self.id}/{seed}/{_digest(self._record_text + _json(dict(options)) + more)}"
 
     @cached_property
     def _record_text(self) -> str:
         return _json(self.record)
+
+
+def _name(value: Any) -> str:
+    """`module:name` of a class or function; the same in every process, as its `repr` is not."""
+    made = value if hasattr(value, "__qualname__") else type(value)
+    return value if isinstance(value, str) else f"{made.__module__}:{made.__qualname__}"
 
 
 def _json(value: Any) -> str:

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import gymnasium
 import pytest
 import torch
 
@@ -29,6 +31,10 @@ torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")
 SAMPLING = Sampling(max_turn_tokens=4, max_episode_tokens=60)
 GUESS = EnvEntry("Guess", {"low": 1, "high": 5}, make=GuessNumber)
+
+
+def in_two_steps(env: Any) -> Any:
+    return gymnasium.wrappers.TimeLimit(env, 2)
 
 
 class Stop(Exception):
@@ -84,6 +90,19 @@ def test_a_partial_file_of_other_settings_is_not_mixed_in(tmp_path: Path) -> Non
         collect(tiny_policy(), GUESS, 4, tmp_path / "e.jsonl", SAMPLING, progress=stop)
     with pytest.raises(ValueError, match="collection with other settings; remove it to start anew"):
         collect(tiny_policy(), GUESS, 6, tmp_path / "e.jsonl", SAMPLING)
+
+
+@pytest.mark.parametrize(
+    "change", [{"reward": "tests.support.guessing:share_of_digits"}, {"wrappers": (in_two_steps,)}]
+)
+def test_a_partial_file_of_another_reward_or_wrapper_is_not_mixed_in(change: dict[str, Any], tmp_path: Path) -> None:
+    def stop(episode: Episode) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        collect(tiny_policy(), GUESS, 4, tmp_path / "e.jsonl", SAMPLING, progress=stop)
+    with pytest.raises(ValueError, match="of a collection with other settings"):
+        collect(tiny_policy(), replace(GUESS, **change), 4, tmp_path / "e.jsonl", SAMPLING)
 
 
 def test_the_filter_keeps_good_episodes_and_invalid_ones_never_enter(tmp_path: Path) -> None:

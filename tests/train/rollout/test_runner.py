@@ -384,6 +384,18 @@ def test_a_table_of_tasks_is_kept_in_an_episode_by_its_digest_only() -> None:
     assert len(one.to_json()) < 2000 and one.kwargs != other.kwargs and one.group_id != other.group_id
 
 
+def test_entries_that_differ_only_in_reward_or_wrapper_share_no_group() -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"reward": "tests.support.guessing:share_of_digits"},
+        {"reward": len},
+        {"wrappers": gymnasium.wrappers.TimeLimit.__name__},
+    ]
+    made = [[EnvEntry("mrlm/Math-v0", **change).group_id(1, {}) for change in changes] for _ in range(2)]
+    assert made[0] == made[1] and len(set(made[0])) == len(changes)
+    assert made[0][0] == "mrlm/Math-v0/1"  # as in older files
+
+
 def test_training_tasks_pass_over_finite_sources_and_never_repeat_endless_ones() -> None:
     finite = EnvEntry("Finite", make=lambda: _with_tasks(5))
     pool = EnvPool([finite, EnvEntry("Radio", weight=3.0, make=Radio)], threads=1)
