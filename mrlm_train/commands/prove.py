@@ -55,7 +55,8 @@ def run(load: Load, output: Path, seeds: Sequence[int], problems: int = 200) -> 
         `runs`: name to the result of each seed; `rows`: name to mean and interval; `sentence`.
 
     Raises:
-        ConfigError: If the configuration is of several processes, or there is no second task to tell an interval.
+        ConfigError: If the output folder is of another configuration, the configuration of several processes, or there
+            is no second task to tell an interval.
     """
     if problems < 2:
         raise ConfigError("mrlm prove: --problems must be at least 2, for an interval")
@@ -76,6 +77,8 @@ def _one_seed(load: Load, seed: int, folder: Path, problems: int) -> dict[str, d
     last = stages[-1]
     if last.distributed is not None:
         raise ConfigError("mrlm prove trains in one process; remove 'distributed' from the configuration")
+
+    _refuse_changes(folder, {"problems": problems, **checkpoints.flat({**config.raw, "output_dir": None})})
 
     def result(name: str, train: Callable[[], str | Path]) -> dict[str, Any]:
         path = folder / f"{name.replace(' ', '_')}.json"
@@ -109,6 +112,21 @@ def _one_seed(load: Load, seed: int, folder: Path, problems: int) -> dict[str, d
         stop = StopAfter(trained["cpu_seconds"])
         results["more SFT"] = result("more SFT", lambda: again(longer, "more-sft", stop))
     return results
+
+
+def _refuse_changes(folder: Path, now: dict[str, Any]) -> None:
+    """Keep what the results of a folder are of; refuse results of something else."""
+    path = folder / "settings.json"
+    if not path.is_file():
+        run_directory.write_json(path, now)
+    before, now = json.loads(path.read_text("utf-8")), json.loads(json.dumps(now))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            was, is_now = (settings.get(key, "unset") for settings in (before, now))
+            raise ConfigError(
+                f"mrlm prove: the results in {folder} are of another run: {key} was {was} and is {is_now}; "
+                "give another --output, or remove that folder"
+            )
 
 
 def _earlier(config: RunConfig) -> Iterator[Path]:

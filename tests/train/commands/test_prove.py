@@ -50,6 +50,32 @@ def test_a_training_is_run_beside_its_controls_and_what_is_finished_is_not_run_a
     assert [model.stat().st_mtime_ns for model in models] == written
 
 
+def test_results_of_another_configuration_or_fewer_problems_are_not_taken_for_these(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {
+        "model": "tiny",
+        "envs": [SUMS],
+        "training": {"algorithm": "sft", "batch_size": 4, "max_steps": 1, "save_strategy": "no", "use_cpu": True},
+        "rollout": {"max_completion_length": 8},
+        "sft": {"num_episodes": 4},
+    }
+
+    def run(problems: int, **changes: Any) -> int:
+        (tmp_path / "my.yaml").write_text(json.dumps({**config, **changes}))
+        command = ["prove", "--config", str(tmp_path / "my.yaml"), "--output", str(tmp_path / "out"), "--seeds", "1"]
+        return main([*command, "--problems", str(problems)])
+
+    assert run(2) == 0
+    before = (tmp_path / "out" / "prove.json").read_text()
+    capsys.readouterr()
+    assert run(4) == 1
+    assert "problems was 2 and is 4" in capsys.readouterr().err
+    assert run(2, sft={"num_episodes": 8}) == 1
+    assert "sft.num_episodes was 4 and is 8" in capsys.readouterr().err
+    assert run(2) == 0 and (tmp_path / "out" / "prove.json").read_text() == before
+
+
 def test_a_training_of_one_stage_is_proved_from_the_toy_policy_too(tmp_path: Path) -> None:
     config = {
         "model": "tiny",
