@@ -93,6 +93,13 @@ def test_a_run_that_is_still_written_and_numbers_that_are_none(tmp_path: Path) -
     assert "Episodes" in shown(tmp_path / "report.html", tmp_path)
 
 
+def test_the_tenth_stage_comes_after_the_second(tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        run_directory(tmp_path / "run" / f"stage-{number}-sft", [{"step": 1, "loss": 1.0}])
+    names = [run["name"] for run in page(tmp_path / "run")[1]["runs"]]
+    assert names == ["run/stage-1-sft", "run/stage-2-sft", "run/stage-10-sft"]
+
+
 def test_stages_are_runs_and_long_ones_are_thinned_out(tmp_path: Path) -> None:
     rows = [{"step": step, "reward": 1.0} for step in range(5000)]
     for stage in ("stage-1-sft", "stage-2-ppo"):
