@@ -188,7 +188,8 @@ def _check_one(raw: dict[str, Any], top: Mapping[str, Any], path: str) -> RunCon
     watched = ("eval_strategy", "metric_for_best_model", "load_best_model_at_end")
     if "early_stopping_patience" in own and not all(arguments.get(key) for key in watched):
         raise ConfigError(f"training.early_stopping_patience needs training.{', '.join(watched)}")
-    is_evaluated = arguments.get("eval_strategy", "no") != "no" or (eval_envs and "eval_steps" in arguments)
+    plays = eval_envs or algorithm in ("grpo", "ppo")
+    is_evaluated = arguments.get("eval_strategy", "no") != "no" or (plays and "eval_steps" in arguments)
     if "stop_at_success" in own and not is_evaluated:
         raise ConfigError("training.stop_at_success needs evaluations during the training; set training.eval_strategy")
     name = top.get("experiment_name", "mrlm")

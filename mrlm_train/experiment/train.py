@@ -188,7 +188,7 @@ def _training_arguments(config: RunConfig) -> Any:
         values |= _batch(config.batch_size, distributed.world_size(), values)
     values.setdefault("logging_steps", 1)
     values.setdefault("report_to", "none")
-    if config.eval_envs and "eval_steps" in values:
+    if (config.eval_envs or config.algorithm in ("grpo", "ppo")) and "eval_steps" in values:  # these have envs
         values.setdefault("eval_strategy", "steps")
     is_half = config.model.dtype in ("float16", "fp16")
     if torch.cuda.is_available():

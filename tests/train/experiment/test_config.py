@@ -3,6 +3,7 @@ import pytest
 pytest.importorskip("trl")
 
 from mrlm_train.experiment import config
+from mrlm_train.experiment import train as training
 from mrlm_train.experiment.config import ConfigError
 from tests.support.paths import SHARED
 
@@ -46,6 +47,12 @@ def test_without_envs_the_eval_envs_serve_both(tmp_path):
     text = "model: {model_name_or_path: tiny}\ntraining: {algorithm: grpo}\neval_envs: [math]\n"
     run = load(tmp_path, text)
     assert run.envs == run.eval_envs and len(run.envs) == 1
+
+
+def test_eval_steps_without_eval_envs_evaluate_where_it_trains(tmp_path):
+    text = "model: {model_name_or_path: tiny}\ntraining: {algorithm: grpo, eval_steps: 5}\nenvs: [math]\n"
+    args = training._training_arguments(load(tmp_path, text))
+    assert (args.eval_strategy.value, args.eval_steps) == ("steps", 5)
 
 
 def test_overrides_reach_any_key(tmp_path):
