@@ -108,6 +108,22 @@ def latest(folder: Path) -> Path | None:
     return max((path for path in _folders(folder) if fault(path) is None), key=_step, default=None)
 
 
+def set_aside(resumed: Path, parent: Path) -> list[str]:
+    """Rename the complete checkpoints beyond the one that a run goes on from: they are of the branch that it leaves.
+
+    Returns:
+        Their names before.
+    """
+    if resumed.resolve().parent != parent.resolve():
+        return []
+    later = [path for path in _folders(parent) if _step(path) > _step(resumed) and fault(path) is None]
+    for path in later:
+        aside = path.with_name(f"replaced-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    return sorted(path.name for path in later)
+
+
 def _folders(parent: Path) -> Iterator[Path]:
     for path in parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         if path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdigit():

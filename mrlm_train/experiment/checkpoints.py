@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mrlm_train.checkpoint_files import FILE, CheckpointError, fault, latest
+from mrlm_train.checkpoint_files import FILE, CheckpointError, fault, latest, set_aside
 
-__all__ = ["CheckpointError", "check", "fault", "flat", "identity", "latest"]
+__all__ = ["CheckpointError", "check", "fault", "flat", "identity", "latest", "set_aside"]
 
 # What may differ in a resumed run: where and how often it reports, how long it goes on, who does the work.
 _FREE_SECTIONS = ("output_dir", "experiment_name", "distributed", "eval_envs")

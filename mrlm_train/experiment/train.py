@@ -129,6 +129,8 @@ def _run_one(config: RunConfig, resume: str | None, callbacks: Sequence[TrainerC
     trainer.run = checkpoints.identity(config.raw)
     if trainer.accelerator.is_main_process:
         run_directory.write_config(folder, config.raw)
+        if checkpoint is not None and (replaced := checkpoints.set_aside(checkpoint, folder)):
+            _say(f"what this run goes on from is older than {', '.join(replaced)}: now named replaced-checkpoint-N")
     watch = _RunCallback(config, trainer)
     with watch.interruptible(), _full_disks_reported(folder):
         for callback in (watch, run_directory.MetricsFile(folder), *callbacks):

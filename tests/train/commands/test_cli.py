@@ -217,6 +217,16 @@ def test_resume_of_a_killed_run_goes_on_with_the_same_curve(trained, tmp_path):
     assert metrics(trained)[3]["grad_norm"] > 0  # or the same curve would prove nothing
 
 
+def test_the_checkpoints_after_the_one_that_is_resumed_do_not_count_as_the_latest(trained, tmp_path):
+    from mrlm_train.experiment import checkpoints
+
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    train(folder, "training.save_strategy=no", resume=str(folder / "checkpoint-2"), steps=3)
+    assert checkpoints.latest(folder) == folder / "checkpoint-2"
+    assert checkpoints.fault(folder / "replaced-checkpoint-4") is None
+
+
 def test_control_c_waits_for_the_end_of_the_generation_where_a_resume_is_exact(tmp_path):
     pytest.importorskip("trl")
     from transformers import TrainerCallback
