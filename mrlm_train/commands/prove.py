@@ -119,14 +119,11 @@ def _refuse_changes(folder: Path, now: dict[str, Any]) -> None:
     path = folder / "settings.json"
     if not path.is_file():
         run_directory.write_json(path, now)
-    before, now = json.loads(path.read_text("utf-8")), json.loads(json.dumps(now))
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            was, is_now = (settings.get(key, "unset") for settings in (before, now))
-            raise ConfigError(
-                f"mrlm prove: the results in {folder} are of another run: {key} was {was} and is {is_now}; "
-                "give another --output, or remove that folder"
-            )
+    if changed := checkpoints.difference(json.loads(path.read_text("utf-8")), now):
+        raise ConfigError(
+            f"mrlm prove: the results in {folder} are of another run: {changed}; give another --output, or remove that "
+            "folder"
+        )
 
 
 def _earlier(config: RunConfig) -> Iterator[Path]:

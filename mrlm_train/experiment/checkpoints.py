@@ -12,7 +12,7 @@ from typing import Any
 
 from mrlm_train.checkpoint_files import FILE, CheckpointError, fault, latest, set_aside
 
-__all__ = ["CheckpointError", "check", "fault", "flat", "identity", "latest", "set_aside"]
+__all__ = ["CheckpointError", "check", "difference", "fault", "flat", "identity", "latest", "set_aside"]
 
 # What may differ in a resumed run: where and how often it reports, how long it goes on, who does the work.
 _FREE_SECTIONS = ("output_dir", "experiment_name", "distributed", "eval_envs")
@@ -68,11 +68,17 @@ def check(folder: Path, run: Mapping[str, Any], processes: int) -> None:
             f"--resume {folder}: {written['processes']} processes have written it, {processes} would go on; "
             f"set distributed.num_processes to {written['processes']}"
         )
-    before, now = written["run"] or run, json.loads(json.dumps(run))
+    if changed := difference(written["run"] or run, run):
+        raise CheckpointError(
+            f"--resume {folder}: it is of another run: {changed}; resume with that run's own configuration, or start a "
+            "new run with another --output"
+        )
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first setting by name that differs, with both its values; "" where none does. `before` has been JSON."""
+    now = json.loads(json.dumps(now))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
-            was, is_now = (settings.get(key, "unset") for settings in (before, now))
-            raise CheckpointError(
-                f"--resume {folder}: it is of another run: {key} was {was} and is {is_now}; "
-                "resume with that run's own configuration, or start a new run with another --output"
-            )
+            return f"{key} was {before.get(key, 'unset')} and is {now.get(key, 'unset')}"
+    return ""
