@@ -26,6 +26,7 @@ Keys of `info` with a fixed meaning:
 import copy
 import hashlib
 import inspect
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -357,3 +358,18 @@ def _unknown_argument(cls: type, name: str) -> str:
         if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD) and parameter.name != "self"
     }
     return f"{cls.__name__}: unknown argument {name!r}; {nearest(name, sorted(known))}"
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can say it: numpy as numbers and lists, non-finite floats as None, the rest as text."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    return str(value)

@@ -17,7 +17,7 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mrlm_envs.core import EnvFault, Opening, Options, Reply, TextEnv
+from mrlm_envs.core import EnvFault, Opening, Options, Reply, TextEnv, plain
 from mrlm_envs.integrations.episode import Episode, make, require
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def app(env_id: str, max_sessions: int = 256, **kwargs: Any) -> "Starlette":
                 async for text in websocket.iter_text():
                     if (reply := await run_in_threadpool(session.answer, text)) is None:
                         break
-                    await websocket.send_text(json.dumps(reply, default=_plain))
+                    await websocket.send_text(json.dumps(plain(reply)))
             except (WebSocketDisconnect, KeyError):  # KeyError: a binary frame
                 pass
             finally:
@@ -74,11 +74,6 @@ def app(env_id: str, max_sessions: int = 256, **kwargs: Any) -> "Starlette":
         return Route(path, lambda request: JSONResponse(body), methods=["POST" if path == "/mcp" else "GET"])
 
     return Starlette(routes=[WebSocketRoute("/ws", socket), *(route(path, body) for path, body in pages.items())])
-
-
-def _plain(value: Any) -> Any:
-    """A value of an environment's `info` that JSON does not know: numpy's as numbers and lists, the rest as text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _error(code: str, message: str) -> dict[str, Any]:

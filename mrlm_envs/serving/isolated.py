@@ -11,7 +11,8 @@ from typing import Any
 
 import gymnasium
 
-from mrlm_envs.serving.protocol import ActionFailed, plain
+from mrlm_envs.core import plain
+from mrlm_envs.serving.protocol import ActionFailed
 from mrlm_envs.serving.worker import die_with_parent
 from mrlm_envs.spaces import Unicode
 

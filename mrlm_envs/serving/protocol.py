@@ -6,8 +6,7 @@ import math
 import struct
 from typing import Any
 
-import numpy as np
-
+from mrlm_envs.core import plain
 from mrlm_envs.serving import envs_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Environments"].full_name
@@ -65,18 +64,3 @@ def encode_info(info: dict[str, Any]) -> bytes:
     except (TypeError, ValueError):
         parts = _encode(plain(info), 0)
     return "".join(parts).encode()
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON can say it: numpy as numbers and lists, non-finite floats as None, the rest as text."""
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int | bool):
-        return value
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    return str(value)

@@ -13,10 +13,10 @@ from typing import Any
 
 import gymnasium
 
-from mrlm_envs.core import EnvFault, clean
+from mrlm_envs.core import EnvFault, clean, plain
 from mrlm_envs.serving import envs_pb2 as pb
 from mrlm_envs.serving.catalog import Catalog, Registration, json_object
-from mrlm_envs.serving.protocol import ActionFailed, ItemError, chained_digest, encode_info, plain
+from mrlm_envs.serving.protocol import ActionFailed, ItemError, chained_digest, encode_info
 from mrlm_envs.serving.settings import Settings
 
 logger = logging.getLogger("mrlm.serve")

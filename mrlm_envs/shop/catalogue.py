@@ -13,6 +13,8 @@ import numpy as np
 from mrlm_envs.search import FullText
 from mrlm_envs.tasks import Tasks, packaged
 
+SEARCH, PREVIOUS, NEXT, BUY = "back to search", "< prev", "next >", "buy now"
+BUTTONS = (SEARCH, PREVIOUS, NEXT, "description", "features", BUY)  # of the pages; no option is called so
 PRODUCTS = 4_000  # of the generated catalogue
 _RESULTS = 50  # of a search, as in WebShop
 _BRANDS = ["Arvo", "Belka", "Cedar", "Dorne", "Elmo", "Fjord", "Gable", "Halden", "Iris", "Jorvik", "Kestrel", "Lumo"]
@@ -212,8 +214,6 @@ def _webshop_goal(product: Product, told: Mapping[str, Any]) -> Goal:
 
 def _clickable(value: str) -> str:
     """The value of an option as WebShop writes it, without what `click[…]` and the separator cannot hold."""
-    from mrlm_envs.shop.pages import BUTTONS
-
     text = " ".join(re.sub(r"[\[\]]", " ", re.sub(r"[|/]+", " | ", value.lower())).split())
     return f"{text} (option)" if text in BUTTONS else text
 

@@ -36,8 +36,8 @@ from typing import Any, ClassVar
 from mrlm_envs.actions import Actions
 from mrlm_envs.core import Opening, Options, Reply, TextEnv
 from mrlm_envs.shop import catalogue
-from mrlm_envs.shop.catalogue import Goal
-from mrlm_envs.shop.pages import BUY, PREVIOUS, SEARCH, Visit
+from mrlm_envs.shop.catalogue import BUY, PREVIOUS, SEARCH, Goal
+from mrlm_envs.shop.pages import Visit
 from mrlm_envs.vector import TextVectorEnv
 
 _ACTION = re.compile(r"\s*(search|click)\s*\[([^\[\]]{0,300})\]\s*", re.IGNORECASE)

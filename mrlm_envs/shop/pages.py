@@ -4,13 +4,11 @@ import math
 import re
 
 from mrlm_envs.actions import Outcome
-from mrlm_envs.shop.catalogue import Catalogue, Goal, Product
+from mrlm_envs.shop.catalogue import BUTTONS, BUY, NEXT, PREVIOUS, SEARCH, Catalogue, Goal, Product
 
 _PER_PAGE = 10
 _MAX_PRODUCTS = 20_000  # of a catalogue whose products are all scored for `cost_to_go`
 FULL = 1 - 1e-9  # a full score, up to rounding
-SEARCH, PREVIOUS, NEXT, BUY = "back to search", "< prev", "next >", "buy now"
-BUTTONS = (SEARCH, PREVIOUS, NEXT, "description", "features", BUY)
 
 
 class Visit:

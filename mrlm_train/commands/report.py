@@ -40,17 +40,13 @@ def write(runs: Sequence[str], output: str) -> None:
 
 
 def _folders(run: Path) -> list[Path]:
-    stages = sorted(run.glob("stage-*/metrics.jsonl"), key=_stage)
+    by_number = lambda path: (len(path.parent.name.split("-")[1]), path)  # stage-2 before stage-10
+    stages = sorted(run.glob("stage-*/metrics.jsonl"), key=by_number)
     if (run / "metrics.jsonl").is_file():
         return [run]
     if not stages:
         raise ValueError(f"report: {run} has no metrics.jsonl; give the output directory of a `mrlm train`")
     return [path.parent for path in stages]
-
-
-def _stage(metrics: Path) -> int:
-    number = metrics.parent.name.split("-")[1]
-    return int(number) if number.isdigit() else 0
 
 
 def _run(folder: Path) -> dict[str, Any]:
