@@ -389,18 +389,18 @@ COMMANDS: dict[str, Any] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments:
-        print(NEXT)
-        return 0
-    if arguments == ["--version"]:
-        print(f"mrlm {importlib.metadata.version('mrlm')}")
-        return 0
     # a trainer's file run as a script puts this folder first, where `episodes` would hide a user's package of that name
     here = os.path.dirname(os.path.realpath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry) != here]
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # `my_module:name` in a configuration means the user's own file
     try:
+        if not arguments:
+            print(NEXT, flush=True)
+            return 0
+        if arguments == ["--version"]:
+            print(f"mrlm {importlib.metadata.version('mrlm')}")
+            return 0
         if arguments[0] == "serve":
             return _serve(arguments[1:])
         about = "Environments and trainers for reinforcement learning of language models."
@@ -410,7 +410,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _report("interrupted", 130)
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # `mrlm | head`; what is left in the buffer must not fail at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         if os.environ.get("MRLM_TRACEBACK"):

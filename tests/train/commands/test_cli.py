@@ -376,3 +376,14 @@ def test_a_source_smaller_than_a_batch_is_an_error_and_not_a_run_of_no_steps(tmp
     run = config.load(CONFIG, [tasks, "training.max_steps=-1", "training.num_epochs=1"], str(tmp_path))
     with pytest.raises(ValueError, match="do not fill one batch"):
         training.run(run)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_is_no_error(unbuffered: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "mrlm_train.cli"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment, cwd=ROOT, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
