@@ -200,13 +200,19 @@ def _check_one(raw: dict[str, Any], top: Mapping[str, Any], path: str) -> RunCon
         output_dir=top.get("output_dir") or f"runs/{name}",
         seed=top.get("seed", 0),
         model=_model(raw),
-        envs=_environments(raw, "envs") or eval_envs,
+        envs=_environments(raw, "envs") or tuple(map(_off_the_test_split, eval_envs)),
         eval_envs=eval_envs,
         distributed=distributed if "distributed" in top and distributed.enabled else None,
         arguments=arguments,
         **own,
         raw=raw,
     )
+
+
+def _off_the_test_split(entry: EnvEntry) -> EnvEntry:
+    """An evaluation environment that is trained in too: on its train split, also where it names the other."""
+    kwargs = {key: value for key, value in entry.kwargs.items() if (key, value) != ("split", "test")}
+    return dataclasses.replace(entry, kwargs=kwargs, split=None if entry.split == "test" else entry.split)
 
 
 def _check_stages(raw: dict[str, Any], path: str) -> RunConfig:

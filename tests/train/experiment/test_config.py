@@ -49,6 +49,14 @@ def test_without_envs_the_eval_envs_serve_both(tmp_path):
     assert run.envs == run.eval_envs and len(run.envs) == 1
 
 
+@pytest.mark.parametrize("entry", ["{id: math, split: test}", "{id: math, kwargs: {split: test}}"])
+def test_eval_envs_that_serve_both_are_not_trained_in_on_the_test_split(tmp_path, entry):
+    text = f"model: {{model_name_or_path: tiny}}\ntraining: {{algorithm: grpo}}\neval_envs: [{entry}]\n"
+    run = load(tmp_path, text)
+    splits = [entry.on_split(split).record for entry, split in ((run.envs[0], "train"), (run.eval_envs[0], "test"))]
+    assert [kwargs["split"] for kwargs in splits] == ["train", "test"]
+
+
 def test_eval_steps_without_eval_envs_evaluate_where_it_trains(tmp_path):
     text = "model: {model_name_or_path: tiny}\ntraining: {algorithm: grpo, eval_steps: 5}\nenvs: [math]\n"
     args = training._training_arguments(load(tmp_path, text))
