@@ -129,7 +129,10 @@ def collect(
         if left:
             rollout.run(left, ended)
     tell_cost(policy)
-    episodes = [episode for request in requests for episode in partial.done[request.draw].values()]
+    episodes = list[Episode]()
+    for request in requests:  # the agents of a game end in any order
+        done = partial.done[request.draw]
+        episodes += [done[agent] for agent in pool.agents[request.entry] or done if agent in done]
     check_validity(episodes, max_invalid_share)
     result = _write(output, episodes, filter_reward, len(resumed))
     if preferences is not None:

@@ -503,6 +503,7 @@ def test_a_collection_of_games_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     output, whole = tmp_path / "some.jsonl", tmp_path / "whole.jsonl"
     sampling = Sampling(max_turn_tokens=3, max_episode_tokens=60)
     collect(tiny_policy(), GAME, 3, whole, sampling)
+    assert [episode.agent for episode in read(whole)] == ["first", "second"] * 3  # whichever of them ended first
     seen: list[Episode] = []
 
     def cut(episode: Episode) -> None:
