@@ -6,6 +6,7 @@
 Tasks are those of `benchmarks/ppo.py`: `game`, a digit in four guesses; `sokoban`, 5×6 with one box and a move a turn;
 `tools`, a call of the calculator and the answer. Tasks of the test split are unseen in training. A row of the output is
 a cell: success before and after (500 episodes; sampled at temperature 1, `tools` greedily), steps made, CPU-seconds.
+A learning rate is chosen by success on training tasks.
 Cells that the file has already are skipped. The batch is 64 episodes; `--groups` says how many to a task. `--probe`
 trains nothing: it prints how well each way agrees with Monte Carlo at the start (`mrlm credit-probe`, 16 groups of 8,
 16 fresh episodes from each state).
@@ -99,6 +100,7 @@ def run(
         "changes": changes,
         "before": before,
         "after": ppo.success(task, trainer.model, tokenizer),
+        "after, training tasks": ppo.success(task, trainer.model, tokenizer, "train") if task != "game" else None,
         "steps": trainer.state.global_step,
         "cpu_seconds": round(cpu, 1),
         "explained_variance": statistics.mean(explained) if explained else None,
