@@ -172,6 +172,15 @@ def _sentence(text: str, evidence: Mapping[str, Evidence]) -> _Sentence:
     return _Sentence(text, cited, words, frozenset(quoted), tuple(around.split()))
 
 
+def _unbroken(statement: str, bank: Iterable[Evidence]) -> str:
+    """The statement, in which no quoted claim ends a sentence before its end ("in the U.S. cars …")."""
+    for item in bank:
+        if len(parts := _SPLIT.split(item.claim)) > 1:
+            claim = re.compile(r"\s+".join(map(re.escape, parts)), re.IGNORECASE)
+            statement = claim.sub(lambda found: re.sub(r"[.!?]*\s+", " ", found[0]), statement)
+    return statement
+
+
 def _is_repeated(sentence: _Sentence, said: Iterable[_Sentence]) -> bool:
     """Whether an earlier sentence has nearly all its words, and it brings no new number."""
     known = set(sentence.words)
@@ -189,7 +198,7 @@ def _hear(record: _Record, against: _Record, statement: str, number: int, motion
     evidence = {**record.bank, **against.bank}
     statement = statement[:MAX_STATEMENT].lstrip()
     stances = {name.lower() for name in _STANCE.findall(statement)} if _STANCE.match(statement) else set()
-    parts = _SPLIT.split(_STANCE.sub("", statement))[:_MAX_SENTENCES]
+    parts = _SPLIT.split(_unbroken(_STANCE.sub("", statement), evidence.values()))[:_MAX_SENTENCES]
     sentences = [read for part in parts if (read := _sentence(part, evidence)).words or read.cited]
     for sentence in sentences:
         _check_citations(record, against, sentence, number, where)

@@ -10,7 +10,7 @@ from mrlm_envs.debate.equations import contradicts, equations, false_equations
 from mrlm_envs.debate.rules import rules
 from mrlm_envs.debate.scoring import WEIGHTS, Verdict
 from mrlm_envs.debate.state import State, script
-from mrlm_envs.debate.topics import SIDES, Topics, builtin, other
+from mrlm_envs.debate.topics import SIDES, Topics, builtin, other, topic_from_row
 from tests.support.debates import swapped_rounds, swapped_topic
 
 TOPICS = list(builtin().values())
@@ -305,6 +305,13 @@ def test_a_quotation_keeps_every_word_of_its_claim_in_order():
         assert argued(" ".join(words[:n] + words[n + 1 :])) == 0
         assert argued(" ".join([*words[:n], "not", *words[n:]])) == 0
     assert argued(" ".join(reversed(words))) == 0
+
+
+@pytest.mark.parametrize("claim", ["In the U.S. cars foul the air of cities", "Cars foul the air.\nCities breathe it"])
+def test_a_claim_may_hold_the_end_of_a_sentence(claim):
+    row = {"id": "cars", "motion": "Cities should ban cars", "pro": [claim], "con": ["Cars bring goods to every shop"]}
+    state = play(topic_from_row(row, 1, "rows"), script, lambda state, side, rng: "", rounds=1)
+    assert rules(state.topic, state.rounds).scores["pro"]["evidence"] == 1.0
 
 
 @pytest.mark.parametrize("words", ["It isn\u2019t so.", "I doubt it.", "That is a myth.", "Forget it, dear judge."])
