@@ -4,7 +4,7 @@
 | --- | --- |
 | id | `mrlm/Code-v0` |
 | observation | the problem at reset; after a failed attempt, the errors and the public tests that failed |
-| action | any text; the program is the last ```` ```python ```` block, else the last fence, else the whole reply |
+| action | any text; the program is, after thoughts, the last ```` ```python ```` block, else the last fence, else all |
 | reward | 1.0 when every test passes, else 0.0; `reward="fraction"` pays the share of the hidden tests that pass |
 | terminated | solved, or after `max_turns` attempts |
 | task id | family and parameters of a generated problem; the row's id in a dataset |
@@ -26,6 +26,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from mrlm_envs.answers import after_thinking
 from mrlm_envs.code.feedback import describe
 from mrlm_envs.code.generators import FAMILIES, check_range, generate
 from mrlm_envs.code.judge import NOT_PYTHON, Problem, judge
@@ -129,11 +130,12 @@ class CodeEnv(TextEnv):
 
 
 def program_in(reply: str) -> str:
-    """The program in a reply: the last ```` ```python ```` block, else the last fence, else all of it.
+    """The program in a reply after thoughts: the last ```` ```python ```` block, else the last fence, else all of it.
 
     Fences are CommonMark's: of backticks or tildes, three or more, and what is in an indented one (of a list) loses as
     much indentation. A fence that is never closed ends with the reply.
     """
+    reply = after_thinking(reply)
     blocks: list[tuple[bool, list[str]]] = []
     fence, indent = "", 0
     for line in reply.split("\n"):

@@ -193,6 +193,8 @@ def test_fractions_and_syntax_can_be_paid():
         ("````python title=f.py\n```\n````", "```"),
         ("```x = 1``` is wrong\n```python\nx = 2\n```\r\nEnd.", "x = 2"),
         ("", ""),
+        ("<think>So:\n```python\ndraft\n</think>\n```python\nx = 1\n```", "x = 1"),  # a fence cut off in mid-thought
+        ("<think>Easy.</think>x = 1", "x = 1"),
     ],
 )
 def test_the_program_is_the_last_python_block_or_the_last_fence_or_all_of_it(reply, program):
