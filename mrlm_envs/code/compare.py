@@ -23,14 +23,17 @@ def matches(got: Any, expected: Any, compare: Compare = "strict") -> bool:
         compare: "strict": equal, and of the same types all the way down (True is not 1, a tuple is not a list).
             "equal": Python's `==`, except that a list equals a tuple of equal items (JSON cannot tell them apart).
             "close": numbers within 1e-6, relative or absolute, the rest as "equal". "unordered": a list, tuple or set
-            with the same items as the expected one, in any order, each "strict". NaN equals NaN in all of them.
+            with the same items as the expected one, in any order, each "strict"; where something else is expected, such
+            as None, "strict". NaN equals NaN in all of them.
     """
-    if compare == "unordered":
-        kinds = (list, tuple, set, frozenset)
-        if not isinstance(got, kinds) or not isinstance(expected, kinds) or len(got) != len(expected):
+    kinds = (list, tuple, set, frozenset)
+    if compare == "unordered" and isinstance(expected, kinds):
+        if not isinstance(got, kinds) or len(got) != len(expected):
             return False
         return sorted(map(_canonical, got)) == sorted(map(_canonical, expected))
-    return _canonical(got) == _canonical(expected) if compare == "strict" else _match(got, expected, compare == "close")
+    if compare in ("strict", "unordered"):
+        return _canonical(got) == _canonical(expected)
+    return _match(got, expected, compare == "close")
 
 
 def _match(got: Any, expected: Any, is_close: bool) -> bool:

@@ -220,6 +220,7 @@ def test_no_program_at_all_is_said_so():
         ("close", [1.0, {"a": 2}], [[1 + 1e-9, {"a": 2.0}]], [[1.1, {"a": 2}], [float("nan"), {"a": 2}]]),
         ("close", 1.0, [1], [10**400, float("inf"), "1"]),
         ("unordered", [[1], [2], [2]], [[[2], [1], [2]], ([2], [2], [1])], [[[1], [1], [2]], [[1], [2]], "ab"]),
+        ("unordered", None, [None], [[], 0, False]),
     ],
 )
 def test_comparisons(compare, expected, same, other):
