@@ -57,7 +57,7 @@ def task(row: Mapping[str, Any], number: int, source: str) -> Task:
     | `task_id` or `id` | its name; source and row number unless given |
 
     `question` and one of `answer` and `files_after` must be there. Without `calls` the reference answers at once, or
-    writes the files of the end state.
+    deletes and writes the files that differ, as many in a turn as are allowed.
 
     Args:
         row: The fields; others are ignored.
@@ -80,9 +80,10 @@ def task(row: Mapping[str, Any], number: int, source: str) -> Task:
         raise ValueError(f"{where}: field 'answer' is missing, and so is 'files_after'")
     turns = _turns(row.get("calls"), where)
     if not turns and after is not None:
-        written = [Call("write_file", {"path": path, "content": text}) for path, text in after.items()]
+        changed = {path: text for path, text in after.items() if files.get(path) != text}
+        written = [Call("write_file", {"path": path, "content": text}) for path, text in changed.items()]
         deleted = [Call("delete_file", {"path": path}) for path in files if path not in after]
-        turns = tuple((call,) for call in (*deleted, *written))
+        turns = ((*deleted, *written),) if deleted or written else ()
     name = row.get("task_id", row.get("id"))
     return Task(str(name) if name is not None else f"{source}/{number}", question, answer, turns, files, after)
 

@@ -315,6 +315,14 @@ def test_too_few_turns_for_any_task_is_said_at_reset():
         env.reset(seed=0)
 
 
+def test_the_reference_of_a_row_changes_only_the_files_that_differ():
+    files = {f"f{i}.txt": "old" for i in range(20)}
+    env = ToolUseEnv(tasks=[{"question": "Edit.", "files": files, "files_after": {**files, "f7.txt": "new"}}])
+    env.reset(seed=0)
+    env.step(env.expert())
+    assert env.step(env.expert())[1] == 1.0
+
+
 def test_tools_and_pages_of_your_own_serve_tasks_of_your_own():
     rows = [{"id": "a", "question": "How long is the inlet?", "answer": "12 km"}]
     corpus = [{"title": "Fjord", "text": "The inlet is 12 km long."}]
