@@ -128,6 +128,9 @@ class ToolUseEnv(TextEnv, EzPickle):
         self.extra_call_cost, self.show_tools = extra_call_cost, show_tools
         self.read_tasks(tasks, task)
         self.kinds, chosen = _choose(kinds, tools, tasks is not None, corpus is not None)
+        rows = () if self.tasks is None else self.tasks.rows
+        if "files" not in chosen and any(row.files_after not in (None, row.files) for row in rows):
+            raise ValueError(f'tasks with files_after take the tool "files", got tools={list(chosen)!r}; add it')
         self.difficulty = check_range(self.kinds or tuple(KINDS), difficulty, KINDS, HIGHEST)
         self.files = VirtualFiles()
         self.registry = build(chosen, self.files, corpus, sandbox, timeout_s)

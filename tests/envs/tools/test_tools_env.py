@@ -297,6 +297,7 @@ def test_an_answer_is_right_by_value_or_word_for_word(reply, answer, right):
         ({"max_calls_per_turn": 0}, "max_calls_per_turn"),
         ({"corpus": [{"title": "a", "text": "b"}]}, "corpus goes with tasks of your own"),
         ({"tasks": [{"answer": "x"}]}, r"row 1: field 'question' is missing \(found: answer\)"),
+        ({"tasks": ROWS, "tools": ["calculator"]}, 'tasks with files_after take the tool "files"'),
         ({"tasks": [{"question": "x"}]}, "field 'answer' is missing, and so is 'files_after'"),
         ({"tasks": [{"question": "x", "answer": "y", "calls": ["f"]}]}, "field 'calls' must be a list"),
         ({"tasks": [{"question": "x", "answer": "y", "files": {"a": 1}}]}, "field 'files' must be an object of texts"),
