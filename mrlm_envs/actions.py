@@ -105,7 +105,8 @@ class Actions:
         """The actions of a reply as text; none when the reply has no `<answer>` and is not made of actions alone."""
         text = answers.after_thinking(reply)
         tagged = answers.tag(text)
-        found = list(tagged or text) if self.separator == "" else (tagged or text).split(self.separator)
+        body = text if tagged is None else tagged
+        found = list(body) if self.separator == "" else body.split(self.separator)
         found = [part.strip() for part in found if part.strip()]
         if tagged is None and any(read(part) is None for part in found[: self.max_actions_per_turn]):
             return []

@@ -67,6 +67,12 @@ def test_a_reply_without_the_tag_counts_only_when_it_is_nothing_but_actions():
     assert prose.text.startswith("No action found") and not prose.info["action_valid"]
 
 
+def test_nothing_outside_of_the_tag_is_executed_even_when_it_is_empty():
+    counter = Counter()
+    reply = counter.say("1 || 2 || <answer></answer>")
+    assert reply.text.startswith("No action found") and not reply.info["action_valid"] and counter.total == 0
+
+
 def test_an_empty_separator_makes_every_character_an_action():
     counter = Counter(separator="", compact=True)
     reply = counter.say("12")
