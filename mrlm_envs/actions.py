@@ -96,7 +96,9 @@ class Actions:
         return view if self.compact else f"{view}\n{self._budget()}"
 
     def write(self, names: Sequence[str]) -> str:
-        """A reply that holds these actions."""
+        """A reply that holds these actions, by their first letters where every character is an action."""
+        if self.separator == "":
+            names = ["".join(name[0] for name in names)]
         if self.compact:
             return self.separator.join(names)
         return f"<answer>{f' {self.separator} '.join(names)}</answer>"

@@ -56,6 +56,15 @@ def test_the_expert_solves_every_task(env_id, preset):
         assert all(solve(env, seed) == (1.0, True) for seed in range(25))
 
 
+@pytest.mark.parametrize("env_id", ["mrlm/Sokoban-v0", "mrlm/Tetris-v0"])
+def test_without_a_separator_the_expert_writes_letters(env_id):
+    env = make(env_id, separator="", reward="grl")
+    assert "<answer>Right" not in env.system_prompt and "<answer>Left" not in env.system_prompt
+    for seed in range(10):
+        env.reset(seed=seed)
+        assert env.step(env.expert())[4]["action_valid"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("env_id", "preset"), EVERY_PRESET)
 def test_the_expert_solves_500_tasks(env_id, preset):
