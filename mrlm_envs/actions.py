@@ -183,3 +183,17 @@ def from_preset(presets: Mapping[str, Mapping[str, Any]], preset: str, **given: 
     """
     check_choice("preset", preset, presets)
     return {**presets[preset], **{name: value for name, value in given.items() if value is not None}}
+
+
+def board(dim: Any, rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of a board, of which `dim` names both, or one for a square.
+
+    Raises:
+        ValueError: They are no whole numbers, fewer than `rows` and `columns`, or above 32.
+    """
+    sides = (dim, dim) if isinstance(dim, int) else dim
+    if isinstance(sides, Sequence) and [isinstance(side, int) for side in sides] == [True, True]:
+        height, width = sides
+        if rows <= height <= 32 and columns <= width <= 32:
+            return height, width
+    raise ValueError(f"dim must be from {rows}×{columns} to 32×32, in whole numbers, got {dim!r}")

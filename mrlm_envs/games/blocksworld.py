@@ -35,7 +35,7 @@ from typing import Any, ClassVar
 from mrlm_envs.actions import Actions, Outcome, from_preset
 from mrlm_envs.core import Opening, Options, Reply, TextEnv
 from mrlm_envs.games.planner import Move, State, after, plan, refusal
-from mrlm_envs.tasks import check_choice
+from mrlm_envs.tasks import check_choice, check_counts
 from mrlm_envs.vector import TextVectorEnv
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -87,6 +87,7 @@ class BlocksworldEnv(TextEnv):
         super().__init__(max_turns=max_turns, **kwargs)
         settings = from_preset(PRESETS, preset, blocks=blocks, view=view)
         self.blocks: int = settings["blocks"]
+        check_counts(blocks=self.blocks)
         if not 2 <= self.blocks <= 999:
             raise ValueError(f"blocks must be from 2 to 999, got {self.blocks}")
         check_choice("view", settings["view"], _VIEWS)

@@ -31,9 +31,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from mrlm_envs.actions import Actions, Outcome, from_preset
+from mrlm_envs.actions import Actions, Outcome, board, from_preset
 from mrlm_envs.core import Opening, Options, Reply, TextEnv
 from mrlm_envs.games.rooms import Room, State, draw_room
+from mrlm_envs.tasks import check_counts
 from mrlm_envs.vector import TextVectorEnv
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -87,13 +88,9 @@ class SokobanEnv(TextEnv):
     ) -> None:
         super().__init__(max_turns=max_turns, **kwargs)
         settings = from_preset(PRESETS, preset, dim=dim, boxes=boxes, search_depth=search_depth)
-        size = settings["dim"]
-        self.height, self.width = (size, size) if isinstance(size, int) else size
+        self.height, self.width = board(settings["dim"], 4, 4)
         self.boxes, self.symbols = settings["boxes"], symbols
-        if not (4 <= self.height <= 32 and 4 <= self.width <= 32):
-            raise ValueError(f"dim must be from 4 to 32, got {size!r}")
-        if self.boxes < 1:
-            raise ValueError(f"boxes must be at least 1, got {self.boxes}")
+        check_counts(boxes=self.boxes, search_depth=settings["search_depth"])
         if len(set(symbols)) != len(symbols) or len(symbols) != len(_MEANINGS):
             raise ValueError(f"symbols must be {len(_MEANINGS)} different characters, got {symbols!r}")
         self.actions = Actions(

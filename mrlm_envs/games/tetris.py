@@ -36,9 +36,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from mrlm_envs.actions import Actions, Outcome, from_preset
+from mrlm_envs.actions import Actions, Outcome, board, from_preset
 from mrlm_envs.core import Opening, Options, Reply, TextEnv
 from mrlm_envs.games.stacking import ACTIONS, SHAPES, Game, Position, solve
+from mrlm_envs.tasks import check_counts
 from mrlm_envs.vector import TextVectorEnv
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -95,15 +96,11 @@ class TetrisEnv(TextEnv):
     ) -> None:
         super().__init__(max_turns=max_turns, **kwargs)
         settings = from_preset(PRESETS, preset, dim=dim, pieces=pieces)
-        size = settings["dim"]
-        self.height, self.width = (size, size) if isinstance(size, int) else size
+        self.height, self.width = board(settings["dim"], 3, 2)
         self.pieces, self.lines, self.gravity, self.symbols = tuple(settings["pieces"]), lines, gravity, symbols
-        if not (3 <= self.height <= 32 and 2 <= self.width <= 32):
-            raise ValueError(f"dim must be from 3×2 to 32×32, got {size!r}")
         if not self.pieces or not set(self.pieces) <= set(SHAPES):
             raise ValueError(f"pieces must be among {', '.join(SHAPES)}, got {list(self.pieces)}")
-        if lines < 1:
-            raise ValueError(f"lines must be at least 1, got {lines}")
+        check_counts(lines=lines)
         if len(set(symbols)) != 3 or len(symbols) != 3:
             raise ValueError(f"symbols must be 3 different characters, got {symbols!r}")
         self.actions = Actions(

@@ -56,6 +56,17 @@ def test_the_expert_solves_every_task(env_id, preset):
         assert all(solve(env, seed) == (1.0, True) for seed in range(25))
 
 
+@pytest.mark.parametrize(
+    ("env_id", "name", "value"),
+    [("mrlm/Sokoban-v0", "search_depth", -1), ("mrlm/Sokoban-v0", "boxes", "2"), ("mrlm/Tetris-v0", "lines", 1.5)]
+    + [(env_id, "dim", dim) for env_id in ("mrlm/Sokoban-v0", "mrlm/Tetris-v0") for dim in ([6], "66", 6.0, (6, 6.0))]
+    + [("mrlm/Blocksworld-v0", "blocks", 3.5)],
+)
+def test_a_size_that_is_no_whole_number_is_refused(env_id, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be .*{value!r}".translate({ord(c): "." for c in "[]()"})):
+        make(env_id, **{name: value})
+
+
 @pytest.mark.parametrize("env_id", ["mrlm/Sokoban-v0", "mrlm/Tetris-v0"])
 def test_without_a_separator_the_expert_writes_letters(env_id):
     env = make(env_id, separator="", reward="grl")

@@ -138,8 +138,8 @@ def test_rooms_have_the_size_and_the_boxes_asked_for():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"dim": 3}, "dim must be from 4 to 32, got 3"),
-        ({"boxes": 0}, "boxes must be at least 1, got 0"),
+        ({"dim": 3}, "dim must be from 4×4 to 32×32, in whole numbers, got 3"),
+        ({"boxes": 0}, "boxes must be an integer of at least 1, got 0"),
         ({"symbols": "##OXPS_"}, "symbols must be 7 different characters"),
     ],
 )

@@ -129,9 +129,9 @@ def test_state_key_is_equal_for_equal_states_whatever_led_there():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"dim": 2}, "dim must be from 3×2 to 32×32, got 2"),
+        ({"dim": 2}, "dim must be from 3×2 to 32×32, in whole numbers, got 2"),
         ({"pieces": ["L"]}, "pieces must be among dot, upright, flat, square, got"),
-        ({"lines": 0}, "lines must be at least 1, got 0"),
+        ({"lines": 0}, "lines must be an integer of at least 1, got 0"),
         ({"symbols": "__X"}, "symbols must be 3 different characters, got '__X'"),
     ],
 )
