@@ -180,9 +180,10 @@ def from_webshop(products: str, attributes: str, goals: str | None, pid: int) ->
 
 
 def _json(path: str) -> Any:
-    if not Path(path).is_file():
+    file = Path(path).expanduser()
+    if not file.is_file():
         raise FileNotFoundError(f"shop file {path}: no such file")
-    return json.loads(Path(path).read_text("utf-8"))
+    return json.loads(file.read_text("utf-8"))
 
 
 def _webshop_product(row: Mapping[str, Any], attributes: tuple[str, ...]) -> Product:

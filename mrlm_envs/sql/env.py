@@ -111,7 +111,7 @@ class SQLEnv(TextEnv):
         self.reward, self.feedback, self.preview_rows = reward, feedback, preview_rows
         self.timeout_s, self.memory_mb = float(timeout_s), memory_mb
         self.backend: Backend = sandbox
-        self.read_tasks(tasks, _parser(str(databases)))
+        self.read_tasks(tasks, _parser(str(Path(databases or "").expanduser())))
         Sandbox.shared(sandbox).start()
         self.question: Question
 

@@ -256,6 +256,14 @@ def test_after_a_purchase_nothing_is_left_to_do_or_all_is_lost() -> None:
     assert env.cost_to_go() == math.inf and env.state_key() != before
 
 
+def test_a_product_file_may_begin_with_a_tilde(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    env = opened(products="~/products.json", attributes="~/attributes.json")
+    assert env.step(env.expert())[1] == 1.0
+
+
 def test_every_option_of_a_product_file_can_be_clicked(tmp_path: Path) -> None:
     values = ["8  Wide", "9 [UK]", "Green//Grey", "red/blue", " a || b "]
     options = {f"option {number}": [{"value": value}, {"value": "other"}] for number, value in enumerate(values)}

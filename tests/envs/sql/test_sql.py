@@ -361,6 +361,16 @@ def test_a_file_in_wal_mode_in_an_oddly_named_folder_is_read(
     assert env.step(env.expert())[1] == 1.0
 
 
+def test_the_folder_of_databases_may_begin_with_a_tilde(
+    bird: tuple[list[dict[str, Any]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, folder = bird
+    monkeypatch.setenv("HOME", str(Path(folder).parent))
+    env = SQLEnv(tasks=rows, databases=f"~/{Path(folder).name}")
+    env.reset(seed=0)
+    assert env.step(env.expert())[1] == 1.0
+
+
 def test_a_database_that_is_missing_is_named(tmp_path: Path) -> None:
     env = SQLEnv(tasks=[{"question": "?", "db_id": "w", "SQL": "SELECT 1"}], databases=str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"w\.sqlite: no such file"):
