@@ -15,8 +15,9 @@ One piece falls at a time, a row for each Down (with `gravity` also after each L
 cannot fall further. The seed draws at most as many pieces, with their columns, as the board is wide: those that the
 shortest solution needs, so no two ids differ in pieces that never come; then the sequence begins again. Tasks that the
 search cannot solve within the budget of actions and turns are redrawn. The search is breadth first over positions and
-gives up at 50,000: `cost_to_go()` is exact below that and None above. It knows the pieces to come, which the agent does
-not see. `state_key()` is the board with the falling piece, its place in the sequence and the lines cleared.
+gives up at 50,000: `cost_to_go()` is exact below that and None above, and a board such as 20×10 is refused at reset. It
+knows the pieces to come, which the agent does not see. `state_key()` is the board with the falling piece, its place in
+the sequence and the lines cleared.
 
 Parameters: `preset`, "tetris_4x5" (4 rows, 5 columns, dots; the default), "tetris_type_1_dim_4" (4×4, dots),
 "tetris_type_2_dim_4" (4×4, upright and flat dominoes) or "tetris_type_2_dim_3" (3×3, dominoes); `dim` (rows and
@@ -50,6 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 MOVES = {name: move for move in ACTIONS for name in (move.lower(), move[0].lower())}
 _MAX_DRAWS = 1_000  # sequences drawn until one can be solved
+_MAX_GIVEN_UP = 40  # of them, on which the search gives up: at most half a second each
 
 
 class TetrisEnv(TextEnv):
@@ -126,6 +128,7 @@ class TetrisEnv(TextEnv):
         self.position: Position
 
     def begin(self, options: Options) -> Opening:
+        given_up = 0
         for _ in range(_MAX_DRAWS):
             shapes = [self.pieces[i] for i in self.rng.integers(len(self.pieces), size=self.width).tolist()]
             columns = [
@@ -133,10 +136,13 @@ class TetrisEnv(TextEnv):
             ]
             self.game = Game(self.width, self.height, tuple(zip(shapes, columns)), self.lines, self.gravity)
             self.position = self.game.start()
-            plan, _ = solve(self.game, self.position)
+            plan, is_complete = solve(self.game, self.position)
             if plan is not None and len(plan) <= self.max_steps:
                 self._keep_what_comes(plan)
                 break
+            given_up += plan is None and not is_complete
+            if given_up == _MAX_GIVEN_UP:
+                raise ValueError(f"dim {self.height}×{self.width} is too large for the search; choose a smaller one")
         else:
             raise ValueError(
                 f"no sequence of {', '.join(self.pieces)} that {self.max_steps} actions solve on a board of "

@@ -3,6 +3,7 @@ import math
 import gymnasium
 import pytest
 
+from mrlm_envs.games import tetris
 from mrlm_envs.games.stacking import Game, solve
 from mrlm_envs.games.tetris import TetrisEnv
 
@@ -138,3 +139,12 @@ def test_state_key_is_equal_for_equal_states_whatever_led_there():
 def test_a_wrong_setting_is_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         gymnasium.make("mrlm_envs:mrlm/Tetris-v0", **kwargs)
+
+
+def test_a_board_beyond_the_search_is_refused_soon(monkeypatch):
+    asked = []
+    monkeypatch.setattr(tetris, "solve", lambda game, start: asked.append(start) or (None, False))
+    env = tetris.TetrisEnv(dim=(20, 10))
+    with pytest.raises(ValueError, match="dim 20×10 is too large for the search; choose a smaller one"):
+        env.reset(seed=0)
+    assert len(asked) < 100
