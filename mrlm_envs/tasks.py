@@ -211,9 +211,12 @@ class Tasks(Generic[T]):
             raise ValueError(f"task_id {task_id!r} is not in this source of {len(self.rows)} tasks") from None
 
 
-def _parsed(source: Source, split: str, parse: Callable[[Row, int, str], T], what: str) -> tuple[T, ...]:
-    if isinstance(source, Mapping):
-        return tuple(t for name in _names(source, split, what) for t in _parsed(source[name], name, parse, what))
+def _parsed(
+    source: Source, split: str, parse: Callable[[Row, int, str], T], what: str, given: str = "given as a list"
+) -> tuple[T, ...]:
+    if isinstance(source, Mapping):  # a row's id may come from its place, and lists of two splits have the same places
+        names = _names(source, split, what)
+        return tuple(t for name in names for t in _parsed(source[name], name, parse, what, f"given as {name}"))
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     if isinstance(source, str):
@@ -226,7 +229,7 @@ def _parsed(source: Source, split: str, parse: Callable[[Row, int, str], T], wha
         return _from_file(path, stat.st_mtime_ns, stat.st_size, parse, what)
     if not isinstance(source, Sequence):
         raise ValueError(f"{what}: expected a path, a list of rows or a mapping of splits, got {type(source).__name__}")
-    return _each(source, "given as a list", parse, what)
+    return _each(source, given, parse, what)
 
 
 def _names(sets: Mapping[Any, Any], split: str, where: str) -> list[str]:

@@ -42,6 +42,14 @@ def test_a_mapping_serves_its_splits():
         Tasks({"train": ROWS}, "test", parse)
 
 
+def test_rows_without_an_id_get_one_of_their_own_in_each_split():
+    def by_place(row, number, source):
+        return Named(f"{source}/{number}")
+
+    tasks = Tasks({"train": ROWS[:7], "test": ROWS[7:]}, "all", by_place)
+    assert len({task.task_id for task in tasks.rows}) == 10
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
 def test_files_of_each_kind_are_read(tmp_path, ending):
     path = tmp_path / f"rows.{ending}"
