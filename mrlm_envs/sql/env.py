@@ -45,7 +45,7 @@ from mrlm_envs.sandbox import Sandbox, SandboxFault, SandboxUnavailable
 from mrlm_envs.sandbox.sandbox import Backend
 from mrlm_envs.sql import execute, parsing, schemas
 from mrlm_envs.sql.questions import KINDS, Question, generate
-from mrlm_envs.tasks import Row, Source, check_choice, check_range, text_field
+from mrlm_envs.tasks import Row, Source, check_choice, check_counts, check_range, text_field
 from mrlm_envs.vector import TextVectorEnv
 
 _MAX_CELL = 60  # characters of a value in a preview
@@ -99,6 +99,9 @@ class SQLEnv(TextEnv):
         check_choice("feedback", feedback, _FEEDBACK)
         if not 0 < timeout_s <= 600:
             raise ValueError(f"timeout_s must be above 0 and at most 600, got {timeout_s!r}")
+        check_counts(memory_mb=memory_mb)
+        if not isinstance(preview_rows, int) or preview_rows < 0:
+            raise ValueError(f"preview_rows must be a whole number of at least 0, got {preview_rows!r}")
         if (tasks is None) != (databases is None):
             raise ValueError("tasks and databases go together: the rows, and the folder of their SQLite files")
         if importlib.util.find_spec("sqlglot") is None:

@@ -309,6 +309,9 @@ def test_a_large_file_is_read_where_it_lies_and_stays_as_it_is(
         ({"tasks": [{"question": "?", "db_id": "../x", "SQL": "s"}], "databases": "y"}, "not the name of a database"),
         ({"reward": "half"}, "one of success, grl"),
         ({"timeout_s": 0}, "timeout_s"),
+        ({"memory_mb": -5}, "memory_mb must be an integer of at least 1, got -5"),
+        ({"preview_rows": -1}, "preview_rows must be a whole number of at least 0, got -1"),
+        ({"preview_rows": "5"}, "preview_rows must be a whole number of at least 0, got '5'"),
     ],
 )
 def test_a_bad_argument_is_told_in_one_line(kwargs: dict[str, Any], said: str) -> None:
