@@ -45,6 +45,8 @@ def alike(one: str, other: str) -> bool:
 
 def _type(product: Product, wanted: Product) -> float:
     """1 for a product of the kind, less for one that has little in common with it."""
+    if product is wanted:  # its title may hold no such word at all
+        return 1.0
     ours, theirs = (set(_WORD.findall(p.title.lower())) for p in (product, wanted))
     common = len(ours & theirs) / max(1, len(theirs))
     if common < 0.1:

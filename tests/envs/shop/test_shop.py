@@ -264,6 +264,16 @@ def test_a_product_file_may_begin_with_a_tilde(
     assert env.step(env.expert())[1] == 1.0
 
 
+def test_a_product_with_a_title_of_short_words_or_another_script_can_be_bought(tmp_path: Path) -> None:
+    row = {"asin": "B0AAAAAAA1", "query": "shoes", "product_category": "a › b", "pricing": "$10.0"}
+    goal = {"instruction": "a shoe", "instruction_attributes": ["red"], "instruction_options": []}
+    (tmp_path / "attributes.json").write_text(json.dumps({"B0AAAAAAA1": {"attributes": ["red"], **goal}}))
+    for number, name in enumerate(["鞋子 红色", "Hat TX 9"]):
+        (tmp_path / f"{number}.json").write_text(json.dumps([{**row, "name": name}]))
+        env = opened(products=str(tmp_path / f"{number}.json"), attributes=str(tmp_path / "attributes.json"))
+        assert env.step(env.expert())[1] == 1.0
+
+
 def test_every_option_of_a_product_file_can_be_clicked(tmp_path: Path) -> None:
     values = ["8  Wide", "9 [UK]", "Green//Grey", "red/blue", " a || b "]
     options = {f"option {number}": [{"value": value}, {"value": "other"}] for number, value in enumerate(values)}
