@@ -408,6 +408,11 @@ class InterpreterSession(contextlib.AbstractContextManager["InterpreterSession"]
 
         return self._sandbox.attempt(once) or Result([Answer(failure=KILLED_SANDBOX)])
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the next run finds the variables of the last one."""
+        return self._program is not None
+
     def _alive(self) -> Program:
         if self._program is None:
             self.restarted = self._held is not None

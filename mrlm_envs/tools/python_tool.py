@@ -56,12 +56,15 @@ class PythonTool(Toolset):
         answer = result.answers[0]
         printed = result.stdout + result.stderr
         if answer.failure is not None:
-            raise ToolError(_ADDRESS.sub("0x…", f"{_said(answer.failure)}\n{printed}".strip()))
+            said = _said(answer.failure, self._session.is_alive)
+            raise ToolError(_ADDRESS.sub("0x…", f"{said}\n{printed}".strip()))
         text = f"{printed}{answer.shown}".strip("\n")
         return _ADDRESS.sub("0x…", text) or "done; nothing was printed"
 
 
-def _said(failure: Failure) -> str:
+def _said(failure: Failure, is_alive: bool) -> str:
     if failure.kind == "exception":
         return failure.trace.strip() or f"{failure.type}: {failure.message}"
+    if is_alive:  # after `sys.exit()`, say
+        return f"{failure.message}; the interpreter keeps its variables"
     return f"{failure.message}; the interpreter starts afresh, without its variables"

@@ -437,6 +437,12 @@ def test_a_time_out_or_a_crash_of_the_interpreter_is_said_and_the_next_call_begi
     assert python("1 + 1") == "2"
 
 
+def test_after_sys_exit_the_interpreter_says_that_it_keeps_its_variables(python):
+    python("x = 5")
+    assert "exit code 0; the interpreter keeps its variables" in python("exit()")
+    assert python("x") == "5"
+
+
 def test_the_interpreter_reaches_nothing_of_ours(python):
     for code in ("open('/etc/passwd').read()", "import socket\nsocket.socket()", "import os\nos.listdir('/')"):
         assert python(code).startswith("error: "), code
