@@ -55,7 +55,7 @@ class Tool:
         parameters: JSON schema of the arguments; made from signature and docstring unless given.
 
     Raises:
-        TypeError: An argument's type has no JSON schema, or is missing.
+        TypeError: An argument's type has no JSON schema, or is missing; or the function is `async`.
         ValueError: A malformed name.
     """
 
@@ -70,6 +70,8 @@ class Tool:
         self.name = name or function.__name__
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"tool name {self.name!r}: expected up to 64 letters, digits, '_' and '-'")
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(f"tool {self.name}: an async function is never awaited; give a plain one")
         head, sections = _docstring(function)
         self.description = head if description is None else description
         self.parameters = _parameters(function, sections) if parameters is None else parameters

@@ -116,6 +116,14 @@ def test_tools_that_cannot_work_are_refused_when_they_are_made():
         ToolRegistry([calculate, calculate])
 
 
+def test_an_async_function_is_no_tool():
+    async def fetch(n: int) -> str:
+        return "x"
+
+    with pytest.raises(TypeError, match="tool fetch: an async function is never awaited; give a plain one"):
+        ToolRegistry([fetch])
+
+
 def test_a_toolset_shares_a_state_that_each_episode_begins_anew():
     class Counter(Toolset):
         def __init__(self) -> None:
