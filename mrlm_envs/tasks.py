@@ -207,7 +207,7 @@ class Tasks(Generic[T]):
         """
         try:
             return self._by_id[task_id]
-        except KeyError:
+        except (KeyError, TypeError):  # a list, say, has no hash
             raise ValueError(f"task_id {task_id!r} is not in this source of {len(self.rows)} tasks") from None
 
 

@@ -33,7 +33,8 @@ def problem(row: Row, number: int, source: str) -> Problem:
         ValueError: The row fits no format, or a field is malformed; file, row and field are named.
     """
     where = f"tasks {source}, row {number}"
-    task_id = str(row.get("task_id", row.get("id", f"{source}/{number}")))
+    named = [row[name] for name in ("task_id", "id") if row.get(name) is not None]
+    task_id = str(named[0]) if named else f"{source}/{number}"
     if "test" in row and "canonical_solution" in row:
         return _human_eval(row, task_id, where)
     if "test_list" in row:

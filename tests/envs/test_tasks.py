@@ -33,6 +33,8 @@ def test_a_task_is_picked_by_name():
     assert Tasks(ROWS, "train", parse).named("t3").task_id == "t3"
     with pytest.raises(ValueError, match="'t11' is not in this source of 10 tasks"):
         Tasks(ROWS, "train", parse).named("t11")
+    with pytest.raises(ValueError, match=r"task_id \['t1'\] is not in this source"):
+        Tasks(ROWS, "train", parse).named(["t1"])
 
 
 def test_a_mapping_serves_its_splits():

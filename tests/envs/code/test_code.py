@@ -201,6 +201,11 @@ def test_the_program_is_the_last_python_block_or_the_last_fence_or_all_of_it(rep
     assert program_in(reply) == program
 
 
+def test_a_row_whose_id_is_null_is_named_by_its_place():
+    env = CodeEnv(tasks=[{**SUM, "task_id": None, "id": None}, {**SUM, "task_id": None, "id": 7}])
+    assert [env.tasks.rows[i].task_id for i in range(2)] == ["given as a list/1", "7"]
+
+
 def test_no_program_at_all_is_said_so():
     env = CodeEnv(tasks=[SUM])
     env.reset(seed=0)
