@@ -225,7 +225,7 @@ class ToolRegistry:
             raise
         except ToolError as error:
             return Outcome(_shown(f"error: {error}"))
-        except Exception as error:  # a tool of the user's own may raise anything; the agent reads it
+        except (Exception, SystemExit) as error:  # a tool of the user's own may raise anything; the agent reads it
             return Outcome(_shown(f"error: {type(error).__name__}: {error}"))
         return Outcome(_shown(result))
 

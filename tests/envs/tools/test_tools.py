@@ -116,6 +116,13 @@ def test_tools_that_cannot_work_are_refused_when_they_are_made():
         ToolRegistry([calculate, calculate])
 
 
+def test_a_tool_that_exits_does_not_end_our_process():
+    def parse(text: str) -> str:
+        raise SystemExit(2)  # as argparse does
+
+    assert ToolRegistry([parse]).call("parse", {"text": "--help"}).text == "error: SystemExit: 2"
+
+
 def test_an_async_function_is_no_tool():
     async def fetch(n: int) -> str:
         return "x"
