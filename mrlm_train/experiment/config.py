@@ -336,7 +336,7 @@ def _environment(entry: Any, section: str) -> EnvEntry:
     if not given.get("id"):
         raise ConfigError(f"{section}.id is missing")
     try:
-        return EnvEntry(**given, kwargs=_once(kwargs))
+        return EnvEntry(**given, kwargs=_once(kwargs, aliases={}))
     except ValueError as error:
         raise ConfigError(f"{section}: {error}") from None
 
@@ -383,7 +383,7 @@ def _settings(entries: Mapping[str, Any], known: Mapping[str, Any], section: str
     return found
 
 
-def _once(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _once(sections: Mapping[str, Mapping[str, Any]], aliases: Mapping[str, str] = ALIASES) -> dict[str, Any]:
     """The settings of several sections under their proper names.
 
     Raises:
@@ -393,7 +393,7 @@ def _once(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     places: dict[str, str] = {}
     for section, entries in sections.items():
         for key, value in entries.items():
-            name, place = ALIASES.get(key, key), f"{section}.{key}".lstrip(".")
+            name, place = aliases.get(key, key), f"{section}.{key}".lstrip(".")
             if name in found:
                 raise ConfigError(f"{name!r} is given twice: {places[name]} and {place}")
             found[name], places[name] = value, place

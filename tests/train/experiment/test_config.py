@@ -124,3 +124,11 @@ def test_the_prototypes_configuration_reads_as_it_stands():
     assert run.arguments["epsilon"] == 0.2 and run.arguments["num_train_epochs"] == 1.0
     assert run.envs[0].id == "mrlm/Code-v0" and run.envs[0].kwargs == {"max_turns": 3}
     assert run.distributed is not None and run.distributed.strategy == "fsdp"
+
+
+def test_an_environments_own_arguments_keep_their_names(tmp_path):
+    entry = '{id: "my:Own-v0", kwargs: {env_type: a, num_epochs: 3, torch_dtype: b}}'
+    run = load(
+        tmp_path, GOOD.replace('{id: "mrlm/Math-v0", kwargs: {kinds: [addition]}, weight: 2, split: all}', entry)
+    )
+    assert run.envs[1].kwargs == {"env_type": "a", "num_epochs": 3, "torch_dtype": "b"}
