@@ -132,3 +132,8 @@ def test_an_environments_own_arguments_keep_their_names(tmp_path):
         tmp_path, GOOD.replace('{id: "mrlm/Math-v0", kwargs: {kinds: [addition]}, weight: 2, split: all}', entry)
     )
     assert run.envs[1].kwargs == {"env_type": "a", "num_epochs": 3, "torch_dtype": "b"}
+
+
+def test_a_section_that_no_stage_reads_is_refused():
+    with pytest.raises(ConfigError, match=r"section 'ppo' belongs to no stage \(they are grpo, sft\); remove it"):
+        config.check({"model": "tiny", "envs": "math", "ppo": {"bogus": 1}, "stages": [{"sft": {}}, {"grpo": {}}]})
