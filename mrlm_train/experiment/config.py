@@ -47,7 +47,11 @@ ALIASES = {"num_epochs": "num_train_epochs", "torch_dtype": "dtype", "env_type":
 RUN_KEYS = {"batch_size": Positive, "early_stopping_patience": Positive, "stop_at_success": float}
 TRAINING_KEYS = {**RUN_KEYS, "algorithm": str, "num_epochs": float}
 RANGES = {**{name: Ge(least) for name, least in LEAST.items()}, "temperature": Gt(0)}
-NULLABLE = ("target_kl",)  # settings whose default is not null, and that null switches off
+NULLABLE = (
+    "target_kl",
+    "value_clip_range",
+    "vllm_importance_sampling_clip_max",
+)  # settings whose default is not null, and that null switches off
 SAMPLING_KEYS = ("max_completion_length", "temperature", "top_p", "top_k", "chat_template_kwargs")
 TOP_LEVEL = {
     **{"experiment_name": str, "output_dir": str, "seed": int},

@@ -137,3 +137,8 @@ def test_an_environments_own_arguments_keep_their_names(tmp_path):
 def test_a_section_that_no_stage_reads_is_refused():
     with pytest.raises(ConfigError, match=r"section 'ppo' belongs to no stage \(they are grpo, sft\); remove it"):
         config.check({"model": "tiny", "envs": "math", "ppo": {"bogus": 1}, "stages": [{"sft": {}}, {"grpo": {}}]})
+
+
+@pytest.mark.parametrize("name", ["value_clip_range", "vllm_importance_sampling_clip_max", "target_kl"])
+def test_null_switches_off_what_has_a_default(name):
+    assert config.check({"model": "tiny", "envs": "math", "ppo": {name: None}}).arguments == {name: None}
