@@ -26,6 +26,9 @@ _FREE_SETTINGS = (
 
 def identity(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, by dotted name, that decide what a training computes."""
+    reads_file = any((raw.get(name) or {}).get("episodes") for name in ("sft", "dpo"))
+    if not raw.get("envs") and not reads_file:  # it trains in `eval_envs`
+        raw = {**raw, "envs": raw.get("eval_envs"), "eval_envs": None}
     return {key: value for key, value in flat(raw).items() if not _is_free(key)}
 
 

@@ -2,7 +2,7 @@ import pytest
 
 pytest.importorskip("trl")
 
-from mrlm_train.experiment import config
+from mrlm_train.experiment import checkpoints, config
 from mrlm_train.experiment import train as training
 from mrlm_train.experiment.config import ConfigError
 from tests.support.paths import SHARED
@@ -142,3 +142,13 @@ def test_a_section_that_no_stage_reads_is_refused():
 @pytest.mark.parametrize("name", ["value_clip_range", "vllm_importance_sampling_clip_max", "target_kl"])
 def test_null_switches_off_what_has_a_default(name):
     assert config.check({"model": "tiny", "envs": "math", "ppo": {name: None}}).arguments == {name: None}
+
+
+@pytest.mark.parametrize(("common", "differs"), [({}, True), ({"envs": "math"}, False)])
+def test_eval_envs_belong_to_the_run_where_it_trains_in_them(common, differs):
+    before, now = (
+        {"model": "tiny", "grpo": {}, **common, "eval_envs": [{"id": "math", "kwargs": {"difficulty": level}}]}
+        for level in (1, 3)
+    )
+    changed = checkpoints.difference(checkpoints.identity(before), checkpoints.identity(now))
+    assert changed == ("envs.0.kwargs.difficulty was 1 and is 3" if differs else "")
