@@ -198,10 +198,12 @@ def _write_parquet(output: str | os.PathLike[str], episodes: list[Episode]) -> i
 def _preference(better: Episode, worse: Episode) -> dict[str, Any]:
     """The row of two attempts at a task: TRL's conversational format, which `dpo.episodes` reads too."""
     first = next(i for i, message in enumerate(better.messages) if message["role"] == "assistant")
+    tools = better.info.get("tools")  # the chat template renders them into the prompt
     return {
         "prompt": better.messages[:first],
         "chosen": better.messages[first:],
         "rejected": worse.messages[first:],
+        **({"tools": json.dumps(tools)} if tools else {}),
         "chosen_reward": better.reward,
         "rejected_reward": worse.reward,
     }

@@ -1,6 +1,7 @@
 """Preference pairs: of two attempts at one task, which is better. A view of Episodes, or a JSONL file of choices.
 
-A file has one pair a line: `prompt`, `chosen`, `rejected`, either all text, or all lists of chat messages.
+A file has one pair a line: `prompt`, `chosen`, `rejected`, either all text, or all lists of chat messages, and with
+messages `tools`, if the policy has some: their schemas, as a list or as its JSON text.
 """
 
 from __future__ import annotations
@@ -104,13 +105,18 @@ def _row(row: Any, chat: Chat) -> Row:
         return made
     if kinds != {list}:
         raise ValueError("prompt, chosen and rejected must be all text, or all lists of chat messages")
+    tools = row.get("tools")
+    tools = json.loads(tools) if isinstance(tools, str) else tools
     made = {}
     for side in SIDES:
-        made["prompt_ids"], made[f"{side}_ids"], made[f"{side}_mask"] = _conversation(row["prompt"], row[side], chat)
+        parts = _conversation(row["prompt"], row[side], tools, chat)
+        made["prompt_ids"], made[f"{side}_ids"], made[f"{side}_mask"] = parts
     return made
 
 
-def _conversation(prompt: list[Message], said: list[Message], chat: Chat) -> tuple[list[int], list[int], list[int]]:
+def _conversation(
+    prompt: list[Message], said: list[Message], tools: Any, chat: Chat
+) -> tuple[list[int], list[int], list[int]]:
     """Ids of the prompt up to the first assistant message, ids after that, and which of them `said` added."""
     for message in (*prompt, *said):
         if not isinstance(message, dict) or not {"role", "content"} <= set(message):
@@ -118,7 +124,7 @@ def _conversation(prompt: list[Message], said: list[Message], chat: Chat) -> tup
     if not any(message["role"] == "assistant" for message in said):
         raise ValueError("a side says nothing: it has no assistant message")
     earlier = sum(message["role"] == "assistant" for message in prompt)
-    episode = chat.with_ids(Episode("", messages=[*prompt, *said]))
+    episode = chat.with_ids(Episode("", messages=[*prompt, *said], info={"tools": tools}))
     assert episode.prompt_ids is not None and episode.completion_ids is not None and episode.action_mask is not None
     start = episode.turn_ends[earlier - 1] + 1 if earlier else 0
     mask = [0] * start + episode.action_mask[start:]

@@ -205,6 +205,20 @@ def test_preference_pairs_are_what_dpo_reads(tmp_path: Path) -> None:
     assert len(list(read_preferences(chosen, Chat(TOKENIZER)))) == 4
 
 
+def test_a_preference_row_begins_with_the_prompt_that_was_played(tmp_path: Path) -> None:
+    class Alternating(gymnasium.Wrapper):
+        def step(self, action: str) -> Any:
+            observation, _, _, _, info = self.env.step(action)
+            return observation, float(action == "a"), True, False, info
+
+    words, output, chosen = iter("ab"), tmp_path / "e.jsonl", tmp_path / "pairs.jsonl"
+    actor = scripted(lambda turn: say(next(words))(turn))
+    tools = EnvEntry("mrlm/ToolUse-v0", {"tools": ["calculator"]}, wrappers=[Alternating])
+    collect(actor, tools, 2, output, replace(SAMPLING, max_context=10**6), group_size=2, preferences=chosen)
+    [row] = read_preferences(chosen, Chat(TOKENIZER))
+    assert row["prompt_ids"] == next(read(output)).prompt_ids
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
