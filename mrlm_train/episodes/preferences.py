@@ -26,19 +26,22 @@ def pairs(
     """The best against the worst episode of each task that has both, in order of first appearance.
 
     Args:
-        episodes: of several tasks; those with the same `group_id` (environment, kwargs and seed) are of one task.
-            Invalid ones are left out.
+        episodes: of several tasks; those with the same `group_id` (environment, kwargs and seed) and opening messages
+            are of one task: what a game's second mover is asked depends on the first. Invalid ones are left out, and
+            those in which the agent had no turn.
         margin: least difference of the rewards; equal rewards never make a pair.
         length_matched: among equally good and equally bad episodes, take the two that come closest in length, so that
             the policy does not learn length itself.
     """
-    by_task: dict[str, list[Episode]] = defaultdict(list)
+    by_task: dict[tuple[str, ...], list[Episode]] = defaultdict(list)
     for episode in episodes:
-        by_task[episode.group_id].append(episode)
-    for members in by_task.values():
-        valid = [episode for episode in members if episode.valid]
+        roles = [message["role"] for message in episode.messages]
+        if episode.valid and "assistant" in roles:
+            opening = (message["content"] for message in episode.messages[: roles.index("assistant")])
+            by_task[episode.group_id, *opening].append(episode)
+    for valid in by_task.values():
         rewards = [episode.reward for episode in valid]
-        high, low = max(rewards, default=0.0), min(rewards, default=0.0)
+        high, low = max(rewards), min(rewards)
         if high == low or high - low < margin:
             continue
         best = [episode for episode in valid if episode.reward == high]

@@ -65,6 +65,16 @@ def test_the_best_meets_the_worst_of_its_task_and_nothing_else() -> None:
     assert len(list(pairs(played, margin=0.7))) == 1
 
 
+def test_attempts_of_a_games_second_mover_meet_only_behind_one_prompt() -> None:
+    def second(heard: str, reward: float, *said: str) -> Episode:
+        messages = [{"role": "user", "content": heard}, *({"role": "assistant", "content": word} for word in said)]
+        return Episode("G", group_id="g/black", agent="black", messages=messages, turn_rewards=[reward] * len(said))
+
+    played = [second("e4", 1.0, "c5"), second("d4", 0.0, "f6"), second("e4", -1.0, "f6"), second("a4", 0.0)]
+    assert [(b.reward, w.reward) for b, w in pairs(played)] == [(1.0, -1.0)]
+    assert not list(pairs([second("white left", 0.0), second("e4", -1.0, "f6")]))  # the better had no turn
+
+
 def test_length_matching_takes_the_two_that_come_closest() -> None:
     good, bad = (
         [episode("t", 1.0, "x" * 9), episode("t", 1.0, "x" * 3)],
