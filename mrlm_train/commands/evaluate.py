@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mrlm_train.episodes.record import Episode, read, write
+from mrlm_train.episodes.record import Episode, jsonable, read, write
 from mrlm_train.experiment.run_directory import read_environments, write_json
 from mrlm_train.inference.endpoint import EndpointPolicy
 from mrlm_train.inference.policy import Policy
@@ -80,10 +80,16 @@ def run(
     for name, part in result["environments"].items():
         played = [episode for episode in episodes if episode.label == name]
         for key in BREAKDOWNS:
-            parts = evaluation.by(played, lambda episode: episode.info.get(key))  # noqa: B023
+            parts = evaluation.by(played, lambda episode: _plain(episode.info.get(key)))  # noqa: B023
             if len(parts) > 1:
-                part[key] = dict(sorted(parts.items()))
+                part[key] = dict(sorted(parts.items(), key=lambda item: (isinstance(item[0], str), item[0])))
     return result, episodes
+
+
+def _plain(value: Any) -> Any:
+    """A kind or difficulty, which an environment may give as anything, as a number or a text."""
+    value = jsonable(value)
+    return value if value is None or isinstance(value, int | float | str) else json.dumps(value)
 
 
 def tell_cost(policy: Policy) -> None:
@@ -134,7 +140,7 @@ def _line(episode: Episode) -> dict[str, Any]:
     names = ("seed", "task_id", "success", "reward", "stop_reason", "valid")
     line = {"environment": episode.label, "attempt": episode.sampling["draw"], "turns": len(episode.turn_rewards)}
     line |= {name: getattr(episode, name) for name in names}
-    return line | {key: episode.info[key] for key in BREAKDOWNS if key in episode.info}
+    return jsonable(line | {key: episode.info[key] for key in BREAKDOWNS if key in episode.info})
 
 
 def world_model(model: str, policy: Policy, episodes_file: str, output: str | None = None) -> None:

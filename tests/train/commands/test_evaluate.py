@@ -5,12 +5,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 
 from examples.chat_server import ChatServer
 from mrlm_train.cli import main
+from mrlm_train.commands import evaluate as command
 from mrlm_train.commands.evaluate import table
 from mrlm_train.episodes.record import read
+from mrlm_train.inference.policy import make
+from mrlm_train.inference.sampling import Sampling
+from mrlm_train.rollout.environments import EnvEntry
 
 pytest.importorskip("openai")
 SHORT = ("--num-episodes", "4", "--max-turn-tokens", "4")
@@ -84,3 +90,19 @@ def test_a_model_without_an_environment_s_figures_shows_dashes() -> None:
     row: dict[str, Any] = {"n": 1, "success": 0.5, "success_interval": [0.1, 0.9], "environments": {}}
     lines = table({"a": {**row, "environments": {"E": row}}, "b": {**row, "environments": {"E": {}}}}).splitlines()
     assert lines[2].split()[:3] == ["E", "b", "-"]
+
+
+class Labelled(gymnasium.Wrapper[str, str, str, str]):
+    """Gives each task's kind in a type of its own, as a third party's environment may."""
+
+    def step(self, action: str) -> Any:
+        kind: Any = [np.int64(1), "b", ["a", "b"], None][self.env.unwrapped.episode_seed % 4]  # pyright: ignore[reportAttributeAccessIssue]
+        return "", 1.0, True, False, {"kind": kind, "task_id": np.int64(3), "success": np.bool_(True)}
+
+
+def test_labels_of_any_type_are_told_apart_and_written(tmp_path: Path) -> None:
+    entry = EnvEntry("mrlm/Math-v0", wrappers=[Labelled])
+    found = command.run(make("tiny"), [entry], 4, "test", Sampling(temperature=0.0, max_turn_tokens=2))
+    assert list(found[0]["environments"]["mrlm/Math-v0"]["kind"]) == [1, '["a", "b"]', "b"]
+    command.report({"tiny": found}, "test", str(tmp_path / "out.json"))
+    assert json.loads((tmp_path / "out.json").read_text())["episodes"][0]["kind"] == 1
