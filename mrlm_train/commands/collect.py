@@ -234,8 +234,9 @@ class _Partial:
                 f"{self.path} is of a collection with other settings; remove it to start anew, or repeat that one"
             )
         os.truncate(self.path, data.rfind(b"\n") + 1)
-        for line in lines[1:]:
-            self._keep(Episode.from_json(line.decode()))
+        for episode in (Episode.from_json(line.decode()) for line in lines[1:]):
+            if episode.valid:  # what failed is played again
+                self._keep(episode)
 
     def add(self, episode: Episode) -> None:
         with self.path.open("a", encoding="utf-8") as file:

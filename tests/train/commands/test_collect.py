@@ -82,6 +82,19 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_file(tmp_path:
         assert resumed == once
 
 
+def test_what_failed_is_played_again_by_the_next_run(tmp_path: Path) -> None:
+    broken: list[int | None] = [1]
+
+    def made() -> Radio:
+        return Radio(break_at=broken[0])
+
+    with pytest.raises(InvalidEpisodes, match="static"):
+        collect(tiny_policy(), made, 2, tmp_path / "e.jsonl", SAMPLING, threads=1)
+    broken[0] = None
+    found = collect(tiny_policy(), made, 2, tmp_path / "e.jsonl", SAMPLING, threads=1)
+    assert (found.written, found.resumed, found.invalid) == (2, 0, 0)
+
+
 def test_a_partial_file_of_other_settings_is_not_mixed_in(tmp_path: Path) -> None:
     def stop(episode: Episode) -> None:
         raise Stop
