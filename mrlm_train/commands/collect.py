@@ -187,12 +187,12 @@ def _write_parquet(output: str | os.PathLike[str], episodes: list[Episode]) -> i
     import pyarrow
     from pyarrow import parquet
 
-    rows = [json.loads(episode.to_json()) for episode in episodes]
+    rows = [json.loads(episode.to_json()) for episode in episodes or [Episode("")]]  # one names the columns
     for row in rows:
         row |= {key: json.dumps(value, ensure_ascii=False) for key, value in row.items() if isinstance(value, dict)}
     with whole_file(output) as file:
-        parquet.write_table(pyarrow.Table.from_pylist(rows), file.buffer)
-    return len(rows)
+        parquet.write_table(pyarrow.Table.from_pylist(rows)[: len(episodes)], file.buffer)
+    return len(episodes)
 
 
 def _preference(better: Episode, worse: Episode) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import datasets
 import gymnasium
 import pytest
 import torch
+from pyarrow import parquet
 
 from mrlm_train.cli import main
 from mrlm_train.commands.collect import collect, collect_experts
@@ -216,6 +217,13 @@ def test_preference_pairs_are_what_dpo_reads(tmp_path: Path) -> None:
     assert rows[0]["chosen"][0]["content"] == "a" and rows[0]["rejected"][0]["content"] == "b"
     assert (rows[0]["chosen_reward"], rows[0]["rejected_reward"]) == (1.0, 0.0)
     assert len(list(read_preferences(chosen, Chat(TOKENIZER)))) == 4
+
+
+def test_a_parquet_file_of_nothing_has_the_columns(tmp_path: Path) -> None:
+    collect_experts("math", 2, tmp_path / "some.parquet")
+    assert collect_experts("math", 2, tmp_path / "none.parquet", filter_reward=99.0).written == 0
+    some, none = (parquet.read_table(tmp_path / name) for name in ("some.parquet", "none.parquet"))
+    assert (none.num_rows, none.column_names) == (0, some.column_names)
 
 
 def test_a_preference_row_begins_with_the_prompt_that_was_played(tmp_path: Path) -> None:
