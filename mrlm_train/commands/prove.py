@@ -5,7 +5,8 @@ For each seed, from the policy with which the last stage begins (of a run withou
 - `trained`: as configured;
 - `untrained`: that policy as it is;
 - `random rewards` and `shuffled rewards` (GRPO and PPO): the same steps, with each batch's rewards drawn from 0 and 1,
-  or permuted over its episodes, so that they say nothing ("Spurious Rewards", arXiv:2506.10947);
+  or permuted over its episodes, so that they say nothing ("Spurious Rewards", arXiv:2506.10947). Where `credit` is
+  `branch` or `solver`, which say something beside the rewards, these two take `episode`;
 - `more SFT` (where an SFT stage came before): that stage continued for the CPU seconds that the training took.
 
 All are evaluated on the same tasks of the test split, greedily. A run that is finished is not run again: its result is
@@ -15,6 +16,7 @@ in the output folder. `prove.json` has every figure, `prove.png` the plot.
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -184,7 +186,10 @@ def rewards(change: Callable[[list[Episode], np.random.Generator], None]) -> Ite
         episodes = collect(self, rows)
         played = [episode for episode in episodes if episode.turn_rewards]
         change(played, np.random.default_rng([self.args.seed, self.state.global_step]))
-        if self.args.credit == "branch":  # its values are returns of fresh episodes, which nothing changes
+        if self.args.credit in ("branch", "solver"):  # terms that are not of these rewards, so nothing changes them
+            print(
+                f"mrlm: credit {self.args.credit} reads more than rewards; this control takes episode", file=sys.stderr
+            )
             self.args.credit = "episode"
         return episodes
 

@@ -105,9 +105,16 @@ def test_the_runs_are_evaluated_with_the_system_prompt_and_the_template_of_the_t
     assert {(message["role"], message["content"]) for message in heard} == {("system", "Be brief.")}
 
 
-@pytest.mark.parametrize("credit", ["turn", "branch"])
+class Closer(GuessNumber):
+    """Every turn brings it closer to the solution, says its solver."""
+
+    def cost_to_go(self) -> float:
+        return 100.0 - self.turn
+
+
+@pytest.mark.parametrize("credit", ["turn", "branch", "solver"])
 def test_a_policy_learns_nothing_where_all_rewards_are_taken_away(credit: str, tmp_path: Path) -> None:
-    words = EnvEntry("Guess", make=GuessNumber, reward=lambda messages, reward, info: len(messages[-2]["content"]))
+    words = EnvEntry("Guess", make=Closer, reward=lambda messages, reward, info: len(messages[-2]["content"]))
     args = GRPOConfig(
         str(tmp_path),
         **{"credit": credit, "per_device_train_batch_size": 4, "num_generations": 4, "max_steps": 1, "target_kl": None},
