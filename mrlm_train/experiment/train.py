@@ -106,6 +106,13 @@ def _length(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_changed_start(config: RunConfig, finished: list[bool]) -> None:
+    for number, (stage, is_finished) in enumerate(zip(config.stages, finished), start=1):
+        before = checkpoints.identity(run_directory.read_config(Path(stage.output_dir))) if is_finished else {}
+        if is_finished and (changed := checkpoints.difference(before, checkpoints.identity(stage.raw))):
+            raise ConfigError(
+                f"--resume latest: stage {number} ({stage.algorithm}) is complete with other settings: {changed}; "
+                "resume with that run's own configuration, or start a new run with another --output"
+            )
     for number, (stage, later) in enumerate(zip(config.stages, config.stages[1:]), start=1):
         has_started = finished[number] or checkpoints.latest(Path(later.output_dir)) is not None
         if has_started and not finished[number - 1]:

@@ -92,6 +92,21 @@ def test_a_stage_starts_from_the_model_the_last_one_left(second: str, model: str
     assert not all(torch.equal(left[name], before[name]) for name in left)
 
 
+def test_a_resume_with_other_settings_of_a_complete_stage_is_refused(model: str, tmp_path: Path, capsys: Any) -> None:
+    common = {"batch_size": 4, "max_steps": 1, "save_strategy": "no", "learning_rate": 1e-3}
+    stage = {"training": {"algorithm": "sft"}, "sft": {"num_episodes": 4}}
+    config = write_config(
+        tmp_path / "c.yaml", {"model": model, "envs": [SUMS], "training": common, "stages": [stage, stage]}
+    )
+    run = ["train", "--config", str(config), "--output", str(tmp_path / "run")]
+    assert main(run) == 0
+    assert main([*run, "--resume", "latest", "--set", "training.learning_rate=0.5"]) == 1
+    said = capsys.readouterr().err
+    assert "stage 1 (sft) is complete with other settings: training.learning_rate was 0.001 and is 0.5" in said
+    assert "0.5" not in (tmp_path / "run" / "config.yaml").read_text()
+    assert main([*run, "--resume", "latest"]) == 0
+
+
 def test_sft_and_dpo_read_files_from_yaml_whatever_the_other_stages_play(model: str, tmp_path: Path) -> None:
     def episode(said: str, reward: float) -> Episode:
         said_and_heard = [{"role": "assistant", "content": said}, {"role": "user", "content": "bye"}]
