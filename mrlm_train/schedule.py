@@ -53,14 +53,24 @@ def steps_between_generations(args: Any) -> int:
 
 
 def save_between_generations(args: Any) -> None:
-    """Round `save_steps` up to whole generations: in mid-generation TRL's buffer is not saved and a resume differs."""
+    """Round `save_steps` up to whole generations: in mid-generation TRL's buffer is not saved and a resume differs.
+
+    Where the best model is kept, `eval_steps` too: what an evaluation finds best must be saved at that step.
+    """
     window = steps_between_generations(args)
-    if args.save_strategy != "steps":
-        return
-    if args.save_steps < 1:  # a share of the run
-        args.save_steps = math.ceil(args.save_steps * args.max_steps)
-    if beyond := int(args.save_steps) % window:
-        args.save_steps = int(args.save_steps) + window - beyond
-        warnings.warn(
-            f"save_steps is now {args.save_steps}, a multiple of the {window} steps a batch serves", stacklevel=3
-        )
+    if args.eval_strategy == "steps" and (args.save_strategy == "best" or args.load_best_model_at_end):
+        window = _round_up(args, "eval_steps", window)
+    if args.save_strategy == "steps":
+        _round_up(args, "save_steps", window)
+
+
+def _round_up(args: Any, name: str, window: int) -> int:
+    """Round a setting up to a multiple of `window`, and say so; returns it."""
+    steps = getattr(args, name)
+    steps = math.ceil(steps * args.max_steps) if steps < 1 else int(steps)  # below 1, a share of the run
+    rounded = -(-steps // window) * window
+    if rounded != steps:
+        served = steps_between_generations(args)
+        warnings.warn(f"{name} is now {rounded}, a multiple of {window}: a batch serves {served} steps", stacklevel=4)
+    setattr(args, name, rounded)
+    return rounded

@@ -305,6 +305,22 @@ def test_whatever_says_how_often_to_save_checkpoints_fall_between_generations(
     assert micro_steps % (made.args.steps_per_generation * made.args.num_iterations) == 0
 
 
+@pytest.mark.parametrize(
+    ("settings", "eval_steps", "save_steps"),
+    [
+        ({"save_strategy": "best"}, 4, 500),
+        ({"save_strategy": "steps", "save_steps": 3, "load_best_model_at_end": True}, 4, 4),
+        ({"save_strategy": "steps", "save_steps": 3}, 3, 4),
+    ],
+)
+def test_where_the_best_is_kept_evaluations_fall_between_generations_too(
+    settings: dict[str, Any], eval_steps: int, save_steps: int, tmp_path: Path
+) -> None:
+    watched = {"eval_strategy": "steps", "eval_steps": 3, "metric_for_best_model": "eval_reward"}
+    args = trainer(tmp_path, max_steps=8, num_iterations=2, **watched, **settings).args
+    assert (args.eval_steps, args.save_steps) == (eval_steps, save_steps)
+
+
 def test_what_costs_on_a_cpu_is_off_unless_asked_for(tmp_path: Path) -> None:
     args = GRPOConfig(str(tmp_path), use_cpu=True)
     assert not args.bf16 and not args.gradient_checkpointing
