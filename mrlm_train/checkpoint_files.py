@@ -61,6 +61,11 @@ class WholeCheckpoints:
             best = trainer.state.best_model_checkpoint
             rotate_checkpoints(str(parent), limit, best_model_checkpoint=best, use_mtime=True)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """`save_strategy: best` saves what this finds best, and nothing else: not even what Ctrl-C asked for."""
+        is_asked_for = self.control.should_save  # type: ignore[attr-defined]
+        return super()._determine_best_metric(metrics, trial) or is_asked_for  # type: ignore[misc]
+
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         if checkpoint is not None and (Path(checkpoint) / FILE).is_file():

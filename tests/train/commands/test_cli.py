@@ -246,6 +246,27 @@ def test_control_c_waits_for_the_end_of_the_generation_where_a_resume_is_exact(t
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
+def test_control_c_writes_a_checkpoint_where_only_the_best_are_saved(tmp_path):
+    pytest.importorskip("trl")
+    from transformers import TrainerCallback
+
+    from mrlm_train.experiment.train import Interrupted
+
+    class Interrupt(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    watched = ("training.metric_for_best_model=eval_n", "training.greater_is_better=true")  # the first is the best
+    best = ("training.save_strategy=best", "training.eval_strategy=steps", "training.eval_steps=1", *watched)
+    train(tmp_path / "whole", *best)
+    with pytest.raises(Interrupted, match="interrupted at step 3"):
+        train(tmp_path / "cut", *best, callbacks=[Interrupt()])
+    assert (tmp_path / "cut" / "checkpoint-3").is_dir() and not (tmp_path / "whole" / "checkpoint-3").exists()
+    train(tmp_path / "cut", *best, resume="latest")
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
 def test_a_run_that_has_reached_its_goal_stops_at_the_end_of_the_generation(tmp_path):
     goal = ("training.stop_at_success=0.0", "training.eval_strategy=steps", "training.eval_steps=1")
     train(tmp_path, "grpo.num_iterations=2", "training.save_steps=4", *goal)
