@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from mrlm_train import tiny
 from mrlm_train.experiment import checkpoints, distributed, run_directory
@@ -134,6 +134,7 @@ def _run_one(config: RunConfig, resume: str | None, callbacks: Sequence[TrainerC
         path = _model_path(config, folder)
     trainer = _trainer(config, args, path)
     trainer.run = checkpoints.identity(config.raw)
+    _warn_amid_a_generation(checkpoint, args)
     if trainer.accelerator.is_main_process:
         run_directory.write_config(folder, config.raw)
         if checkpoint is not None and (replaced := checkpoints.set_aside(checkpoint, folder)):
@@ -187,6 +188,19 @@ def _checkpoint(config: RunConfig, resume: str | None) -> Path | None:
         raise ConfigError(f"--resume latest: no complete checkpoint in {folder}")
     checkpoints.check(found, checkpoints.identity(config.raw), distributed.world_size())
     return found
+
+
+def _warn_amid_a_generation(checkpoint: Path | None, args: Any) -> None:
+    """The last checkpoint of a run is at `max_steps`, wherever that is; its generation is not saved with it."""
+    window = steps_between_generations(args)
+    if (
+        checkpoint is not None
+        and TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step % window
+    ):
+        _say(
+            f"warning: {checkpoint.name} lies within the {window} steps that a batch serves; the rest of that batch is "
+            "played anew, so the run differs from one without a break"
+        )
 
 
 def _training_arguments(config: RunConfig) -> Any:

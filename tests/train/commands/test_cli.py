@@ -246,6 +246,12 @@ def test_control_c_waits_for_the_end_of_the_generation_where_a_resume_is_exact(t
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
+def test_a_resume_from_within_a_generation_is_told(tmp_path, capsys):
+    train(tmp_path, "grpo.num_iterations=2", steps=3)
+    train(tmp_path, "grpo.num_iterations=2", steps=4, resume="latest")
+    assert "warning: checkpoint-3 lies within the 2 steps that a batch serves" in capsys.readouterr().err
+
+
 def test_control_c_writes_a_checkpoint_where_only_the_best_are_saved(tmp_path):
     pytest.importorskip("trl")
     from transformers import TrainerCallback
