@@ -150,10 +150,9 @@ def evaluate(
             raise ValueError("eval: --world-model scores tokens, which an endpoint does not show; name a model folder")
         command.world_model(names[0], load(names[0]), world_model, output)
         return
+    listed = command.trained_environments(names, entries)
     for name in names:
-        policy = load(name)
-        listed = command.trained_environments(name, entries)
-        results[name] = command.run(policy, listed, num_episodes, split, generation.sampling(), samples)
+        results[name] = command.run(load(name), listed, num_episodes, split, generation.sampling(), samples)
     command.report(results, split, output, episodes, export_inspect)
 
 

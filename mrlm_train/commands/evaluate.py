@@ -31,14 +31,29 @@ COLUMNS = (
 BREAKDOWNS = ("kind", "difficulty")  # keys of `info` that tell tasks of one environment apart
 
 
-def trained_environments(model: str, envs: Sequence[EnvEntry]) -> list[EnvEntry]:
-    """Environments without arguments get those that the model was trained with, if its folder records them."""
-    recorded = read_environments(model)
+def trained_environments(models: Sequence[str], envs: Sequence[EnvEntry]) -> list[EnvEntry]:
+    """Environments without arguments get those that a model was trained with, if its folder records them.
+
+    All models play the same tasks, so that their figures can be compared.
+
+    Raises:
+        ValueError: If two models were trained with other arguments.
+    """
+    recorded = {model: read_environments(model) for model in models}
     listed = []
     for env in envs:
-        if not env.kwargs and recorded.get(env.id):
-            env = replace(env, kwargs=recorded[env.id])
-            print(f"{env.id} with the arguments the model was trained on: {json.dumps(env.kwargs)}", file=sys.stderr)
+        found = {model: known[env.id] for model, known in recorded.items() if known.get(env.id)}
+        if not env.kwargs and found:
+            (first, kwargs), *others = found.items()
+            for other, its in others:
+                if its != kwargs:
+                    raise ValueError(
+                        f"eval: {first} was trained on {env.id} with {json.dumps(kwargs)}, {other} with "
+                        f"{json.dumps(its)}; say with --env-arg what both are asked"
+                    )
+            env = replace(env, kwargs=kwargs)
+            whose = "the model" if len(models) == 1 else first
+            print(f"{env.id} with the arguments {whose} was trained on: {json.dumps(kwargs)}", file=sys.stderr)
         listed.append(env)
     return listed
 

@@ -14,9 +14,11 @@ from mrlm_train.cli import main
 from mrlm_train.commands import evaluate as command
 from mrlm_train.commands.evaluate import table
 from mrlm_train.episodes.record import read
+from mrlm_train.experiment.run_directory import write_environments
 from mrlm_train.inference.policy import make
 from mrlm_train.inference.sampling import Sampling
 from mrlm_train.rollout.environments import EnvEntry
+from tests.support.playing import TOKENIZER, tiny_model
 
 pytest.importorskip("openai")
 SHORT = ("--num-episodes", "4", "--max-turn-tokens", "4")
@@ -46,6 +48,26 @@ def test_models_and_environments_share_a_table_and_a_result_file(
     assert {"task_id", "kind", "difficulty", "success", "reward", "stop_reason", "valid", "turns"} <= set(first)
     kinds = seven["environments"]["mrlm/Math-v0"]["kind"]
     assert sum(part["n"] for part in kinds.values()) == 4
+
+
+def test_models_are_compared_on_the_same_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models, out = [tmp_path / name for name in ("base", "final", "other")], tmp_path / "out.json"
+    for path, level in zip(models, (None, 1, 2)):
+        tiny_model().save_pretrained(path)
+        TOKENIZER.save_pretrained(path)
+        if level is not None:
+            write_environments(path, [EnvEntry("math", {"kinds": ["addition"], "difficulty": [level, level]})])
+
+    def compare(*names: Path) -> int:
+        named = [part for name in names for part in ("--model", str(name))]
+        return main(["eval", *named, "--environment", "math", *SHORT, "--output", str(out)])
+
+    assert compare(*models[:2]) == 0
+    base, final = json.loads(out.read_text())["models"]
+    assert [line["task_id"] for line in base["episodes"]] == [line["task_id"] for line in final["episodes"]]
+    assert {line["kind"] for line in base["episodes"]} == {"addition"}
+    assert compare(*models) == 1
+    assert "say with --env-arg what both are asked" in capsys.readouterr().err
 
 
 def test_samples_give_pass_at_k_and_attempts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
