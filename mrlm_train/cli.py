@@ -128,6 +128,12 @@ def evaluate(
         raise ValueError("eval: give either --environment ENV or --world-model FILE")
     if (world_model or export_inspect) and len(model) > 1:
         raise ValueError("eval: --world-model and --export-inspect take one --model")
+    played = (env_arg, agent, address, episodes, export_inspect, samples > 1, generation.temperature)
+    if world_model and any(played):
+        raise ValueError(
+            "eval: --world-model plays nothing: it asks greedily for what is in FILE; remove --env-arg, --agent, "
+            "--address, --samples, --temperature, --episodes, --export-inspect"
+        )
     if samples > 1 and generation.temperature == 0:
         raise ValueError(f"eval: {samples} samples of a task are all alike at temperature 0; give --temperature 1")
     need_trainers()

@@ -89,6 +89,8 @@ def test_samples_give_pass_at_k_and_attempts(tmp_path: Path, capsys: pytest.Capt
         (["--environment", "math"], "--model is missing"),
         (["--model", "openai:m", "--world-model", "e.jsonl"], "an endpoint does not show"),
         (["--model", "tiny", "--model", "tiny", "--world-model", "e.jsonl"], "take one --model"),
+        (["--model", "tiny", "--world-model", "e.jsonl", "--episodes", "out.jsonl"], "--world-model plays nothing"),
+        (["--model", "tiny", "--world-model", "e.jsonl", "--temperature", "0.5"], "--world-model plays nothing"),
         (["--model", "openai:m", "--environment", "math", "--base-url", "localhost"], "expected a URL"),
     ],
 )
