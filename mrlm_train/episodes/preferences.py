@@ -84,7 +84,7 @@ def read_preferences(path: str | os.PathLike[str], chat: Chat) -> Iterator[Row]:
 
 def is_preference_file(path: str | os.PathLike[str]) -> bool:
     """Whether a JSONL file holds preferences and not Episodes, judged by its first row."""
-    with Path(path).open(encoding="utf-8") as file:
+    with Path(path).open(encoding="utf-8", errors="replace") as file:
         first = next((line for line in file if line.strip()), "{}")
     try:
         row = json.loads(first)

@@ -201,13 +201,16 @@ def read_lines(path: str | os.PathLike[str], what: str, parse: Callable[[str], R
     if not target.is_file():
         raise FileNotFoundError(f"{what} {target}: no such file{hint}")
     with target.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield parse(line)
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{what} {target}, row {number}: {error}") from None
+        try:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    yield parse(line)
+                except (ValueError, TypeError) as error:
+                    raise ValueError(f"{what} {target}, row {number}: {error}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{what} {target}: not JSON lines (a Parquet file is for other tools)") from None
 
 
 _HASHES: WeakKeyDictionary[Any, str] = WeakKeyDictionary()

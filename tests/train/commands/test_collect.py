@@ -19,7 +19,7 @@ from pyarrow import parquet
 from mrlm_train.cli import main
 from mrlm_train.commands.collect import collect, collect_experts
 from mrlm_train.episodes.chat import Chat
-from mrlm_train.episodes.preferences import pairs, read_preferences
+from mrlm_train.episodes.preferences import is_preference_file, pairs, read_preferences
 from mrlm_train.episodes.record import Episode, read
 from mrlm_train.inference.sampling import Sampling
 from mrlm_train.rollout.environments import EnvEntry
@@ -224,6 +224,15 @@ def test_a_parquet_file_of_nothing_has_the_columns(tmp_path: Path) -> None:
     assert collect_experts("math", 2, tmp_path / "none.parquet", filter_reward=99.0).written == 0
     some, none = (parquet.read_table(tmp_path / name) for name in ("some.parquet", "none.parquet"))
     assert (none.num_rows, none.column_names) == (0, some.column_names)
+
+
+def test_a_parquet_file_in_place_of_json_lines_is_named(tmp_path: Path) -> None:
+    collect_experts("math", 2, tmp_path / "e.parquet")
+    assert not is_preference_file(tmp_path / "e.parquet")
+    with pytest.raises(
+        ValueError, match=r"episodes .*e\.parquet: not JSON lines \(a Parquet file is for other tools\)"
+    ):
+        list(read(tmp_path / "e.parquet"))
 
 
 def test_a_preference_row_begins_with_the_prompt_that_was_played(tmp_path: Path) -> None:
