@@ -39,9 +39,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
 
 
-def write_environments(model_folder: Path, envs: Iterable[Any]) -> None:
-    """Record in a model folder which environments, with which arguments, the model was trained on."""
-    entries = [{"id": env.id, "kwargs": env.kwargs} for env in envs]
+def write_environments(model_folder: Path, envs: Iterable[Any], system_prompt: str | None = None) -> None:
+    """Record in a model folder which environments, with which arguments, the model was trained on.
+
+    A `system_prompt` that replaced theirs is recorded as the argument of that name, which all of ours have.
+    """
+    ours = {} if system_prompt is None else {"system_prompt": system_prompt}
+    entries = [{"id": env.id, "kwargs": env.kwargs | (ours if env.id.startswith("mrlm/") else {})} for env in envs]
     try:
         write_json(model_folder / ENV_FILE, {"envs": entries})
     except TypeError:  # arguments that are Python objects cannot be recorded; the ids can

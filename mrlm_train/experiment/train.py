@@ -360,7 +360,7 @@ def _save(config: RunConfig, trainer: Any, final: Path) -> None:
         if config.model.merge and (partial / "adapter_config.json").is_file():
             _merge(config, trainer, partial)
         trainer.processing_class.save_pretrained(partial)
-        run_directory.write_environments(partial, config.envs)
+        run_directory.write_environments(partial, config.envs, config.arguments.get("system_prompt"))
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
     trainer.accelerator.wait_for_everyone()

@@ -336,6 +336,14 @@ def test_eval_does_not_take_the_training_split_for_its_own(tmp_path):
     assert run_directory.read_environments(str(tmp_path)) == {"my/E-v0": {"low": 1}}
 
 
+def test_a_model_is_evaluated_behind_the_system_prompt_it_was_trained_with(tmp_path):
+    train(tmp_path / "run", "rollout.system_prompt=Be brief.", steps=1)
+    command = ["--model", str(tmp_path / "run" / "final"), "--environment", "math", "--num-episodes", "2"]
+    assert main(["eval", *command, "--max-turn-tokens", "2", "--episodes", str(tmp_path / "e.jsonl")]) == 0
+    first = json.loads((tmp_path / "e.jsonl").read_text().splitlines()[0])
+    assert first["messages"][0] == {"role": "system", "content": "Be brief."}
+
+
 def test_several_attempts_train_too(tmp_path):
     train(tmp_path, "envs.0.kwargs.max_turns=3", "grpo.max_completion_length=80", "grpo.max_turn_tokens=8", steps=2)
     assert metrics(tmp_path)[0]["turns"] > 1.5
