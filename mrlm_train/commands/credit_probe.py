@@ -5,7 +5,6 @@ many fresh episodes that branch off there (`rollout.branches`). Beside it stands
 correlation over turns, and the cosine between the policy gradients. A way that cannot be used there is n/a.
 """
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from mrlm_train.advantages import PRIVILEGED, over_tokens, turn_columns, turn_credit
 from mrlm_train.episodes.record import Episode
+from mrlm_train.experiment.run_directory import write_json
 from mrlm_train.grpo import GRPOConfig, GRPOTrainer
 from mrlm_train.rollout.branches import branch_values
 from mrlm_train.rollout.environments import EnvLike
@@ -59,7 +59,7 @@ def run(
         figures = f"{row['correlation']:11.2f}  {row['gradient_cosine']:15.2f}" if "why" not in row else row["why"]
         print(f"{row['credit']:8}  {figures}")
     if output is not None:
-        Path(output).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        write_json(Path(output), rows)
     return rows
 
 

@@ -44,7 +44,7 @@ def test_a_policy_that_never_earns_anything_is_refused_in_one_line(
 
 
 def test_a_way_that_the_environment_cannot_serve_is_not_applicable(model: str, tmp_path: Path) -> None:
-    rows = tmp_path / "rows.json"
+    rows = tmp_path / "new" / "rows.json"
     guess = EnvEntry("Guess", {"low": 1, "high": 2}, make=GuessNumber)
     credit_probe.run(model, guess, tasks=4, branches=2, output=str(rows), **SETTINGS)
     by_way = {row["credit"]: row for row in json.loads(rows.read_text())}
