@@ -85,9 +85,14 @@ def _one_seed(load: Load, seed: int, folder: Path, problems: int) -> dict[str, d
     def result(name: str, train: Callable[[], str | Path]) -> dict[str, Any]:
         path = folder / f"{name.replace(' ', '_')}.json"
         if not path.is_file():
+            parts = path.with_suffix(".parts.json")  # CPU seconds of runs that were interrupted, too
+            spent = json.loads(parts.read_text("utf-8")) if parts.is_file() else 0.0
             before = time.process_time()
-            model = train()
-            spent = time.process_time() - before
+            try:
+                model = train()
+            finally:
+                spent += time.process_time() - before
+                run_directory.write_json(parts, spent)
             measured = _evaluate(last, str(model), problems)
             run_directory.write_json(path, {**measured, "model": str(model), "cpu_seconds": round(spent, 1)})
         return json.loads(path.read_text("utf-8"))

@@ -1,6 +1,7 @@
 """`mrlm prove` on runs of two steps, and the sentence on made-up figures."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mrlm_train.commands import prove
 from mrlm_train.episodes.record import Episode
 from mrlm_train.experiment.config import RunConfig
 from mrlm_train.experiment.sections import ModelSection
+from mrlm_train.experiment.train import Interrupted
 from mrlm_train.grpo import GRPOConfig, GRPOTrainer
 from mrlm_train.rollout.environments import EnvEntry
 from tests.support.guessing import GuessNumber
@@ -74,6 +76,25 @@ def test_results_of_another_configuration_or_fewer_problems_are_not_taken_for_th
     assert run(2, sft={"num_episodes": 8}) == 1
     assert "sft.num_episodes was 4 and is 8" in capsys.readouterr().err
     assert run(2) == 0 and (tmp_path / "out" / "prove.json").read_text() == before
+
+
+def test_the_cpu_seconds_of_an_interrupted_training_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = iter([True, False])
+
+    def train(*given: Any) -> Path:
+        begin = time.process_time()
+        while time.process_time() < begin + 0.3:
+            pass
+        if next(runs):
+            raise Interrupted("interrupted at step 1; go on")
+        return tmp_path / "final"
+
+    monkeypatch.setattr(prove, "_resumed", train)
+    monkeypatch.setattr(prove, "_evaluate", lambda *given: {"metric": "reward", "value": 1.0, "half": 0.1, "n": 2})
+    load = lambda seed, folder: RunConfig("", "sft", model=ModelSection("m"), output_dir=folder)
+    with pytest.raises(Interrupted):
+        prove._one_seed(load, 0, tmp_path / "seed-0", 2)
+    assert prove._one_seed(load, 0, tmp_path / "seed-0", 2)["trained"]["cpu_seconds"] >= 0.6
 
 
 def test_a_training_of_one_stage_is_proved_from_the_toy_policy_too(tmp_path: Path) -> None:
