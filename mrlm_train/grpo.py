@@ -85,6 +85,7 @@ class GRPOConfig(RolloutArguments, trl_grpo_config.GRPOConfig):
     dynamic_sampling: int = 0
     top_groups: float = 1.0
     baseline_decay: float = 0.95
+    num_generations_eval: int | None = 1  # evaluation plays a task once, so TRL need not find groups in its batch
 
     def __post_init__(self) -> None:
         fine = {

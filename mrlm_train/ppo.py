@@ -68,7 +68,6 @@ class PPOConfig(GRPOConfig):
 
     credit: str = "critic"
     num_generations: int = 1  # type: ignore[assignment]
-    num_generations_eval: int | None = 1
     gamma: float = 1.0
     gae_lambda: float = 1.0
     gae_unit: str = "token"

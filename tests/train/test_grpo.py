@@ -363,7 +363,8 @@ def test_only_the_groups_that_vary_most_enter_the_loss(tmp_path: Path) -> None:
 
 def test_evaluation_in_mid_training_plays_the_test_split(tmp_path: Path) -> None:
     settings = {"eval_strategy": "steps", "eval_steps": 1, "eval_episodes": 6, "logging_steps": 2}
-    trained = trainer(tmp_path, eval_envs=[GuessNumber, Letters], **settings)
+    large = {"per_device_train_batch_size": 16, "num_generations": 16}  # above TRL's batch of 8 for evaluations
+    trained = trainer(tmp_path, eval_envs=[GuessNumber, Letters], **large, **settings)
     trained.train()
     rows = [row for row in trained.state.log_history if "eval_reward" in row]
     assert len(rows) == 2
