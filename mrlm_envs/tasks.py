@@ -9,10 +9,12 @@ their own splits.
 import difflib
 import importlib
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache, cached_property, lru_cache
+from numbers import Real
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -115,6 +117,17 @@ def check_counts(**counts: object) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def check_amounts(**amounts: object) -> None:
+    """Checks arguments that are finite numbers from 0 on, such as a reward or a cost.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for name, value in amounts.items():
+        if not isinstance(value, Real) or not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
 
 
 def field(row: Row, name: str, where: str, kind: type = object) -> Any:

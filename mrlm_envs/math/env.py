@@ -27,7 +27,7 @@ from mrlm_envs.core import Opening, Options, Reply, TextEnv
 from mrlm_envs.math.generators import Draw
 from mrlm_envs.math.tasks import KINDS, Problem, check_range, draw_problem, problem, warn_if_few
 from mrlm_envs.math.verify import find_answer, grade
-from mrlm_envs.tasks import Source
+from mrlm_envs.tasks import Source, check_amounts
 from mrlm_envs.vector import TextVectorEnv
 
 
@@ -60,6 +60,7 @@ class MathEnv(TextEnv):
         kinds = tuple(KINDS) if kinds is None else kinds
         self.difficulty = check_range(kinds, difficulty)
         self.kinds = tuple(kinds)
+        check_amounts(format_reward=format_reward)
         self.format_reward = format_reward
         self.read_tasks(tasks, problem)
         if self.tasks is None:

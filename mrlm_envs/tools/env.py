@@ -63,8 +63,8 @@ from gymnasium.utils import EzPickle
 from mrlm_envs import answers
 from mrlm_envs.core import EnvFault, Opening, Options, Reply, TextEnv
 from mrlm_envs.sandbox.sandbox import Backend
-from mrlm_envs.tasks import Source, check_choice, check_counts, check_range
-from mrlm_envs.tools.calls import FORMATS, HOW, Call, Entry, Malformed, parse, render
+from mrlm_envs.tasks import Source, check_amounts, check_choice, check_counts, check_range
+from mrlm_envs.tools.calls import FORMATS, HOW, MAX_CALLS, Call, Entry, Malformed, parse, render
 from mrlm_envs.tools.filesystem import VirtualFiles
 from mrlm_envs.tools.registry import Outcome
 from mrlm_envs.tools.task import Task
@@ -120,8 +120,9 @@ class ToolUseEnv(TextEnv, EzPickle):
         EzPickle.__init__(self, **given, **kwargs)  # a copy starts its own processes
         check_choice("call_format", call_format, FORMATS)
         check_counts(max_calls_per_turn=max_calls_per_turn)
-        if extra_call_cost < 0:
-            raise ValueError(f"extra_call_cost must be at least 0, got {extra_call_cost!r}")
+        if max_calls_per_turn >= MAX_CALLS:
+            raise ValueError(f"max_calls_per_turn must be below {MAX_CALLS}, got {max_calls_per_turn}")
+        check_amounts(extra_call_cost=extra_call_cost)
         self.system_prompt = SYSTEM_PROMPT.format(how=HOW[call_format])
         super().__init__(max_turns=max_turns, **kwargs)
         self.call_format, self.max_calls_per_turn = call_format, max_calls_per_turn

@@ -114,6 +114,8 @@ def test_a_strange_reply_is_a_wrong_answer_and_nothing_else(reply):
         ({"difficulty": [5, 2]}, "difficulty"),
         ({"difficulty": 3}, "difficulty"),
         ({"kinds": []}, "kinds"),
+        ({"format_reward": "0.1"}, "format_reward must be a number of at least 0, got '0.1'"),
+        ({"format_reward": float("nan")}, "format_reward"),
         ({"tasks": [{"question": "?"}]}, r"row 1: field 'answer' is missing \(found: question\)"),
     ],
 )

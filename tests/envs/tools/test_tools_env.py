@@ -295,6 +295,8 @@ def test_an_answer_is_right_by_value_or_word_for_word(reply, answer, right):
         ({"tools": ["knowledge", {"mpc": {}}]}, "expected {'mcp'"),
         ({"call_format": "xml"}, "call_format must be one of"),
         ({"max_calls_per_turn": 0}, "max_calls_per_turn"),
+        ({"max_calls_per_turn": 100}, "max_calls_per_turn must be below 64, got 100"),
+        ({"extra_call_cost": float("nan")}, "extra_call_cost must be a number of at least 0, got nan"),
         ({"corpus": [{"title": "a", "text": "b"}]}, "corpus goes with tasks of your own"),
         ({"tasks": [{"answer": "x"}]}, r"row 1: field 'question' is missing \(found: answer\)"),
         ({"tasks": ROWS, "tools": ["calculator"]}, 'tasks with files_after take the tool "files"'),
