@@ -136,6 +136,7 @@ def evaluate(
         )
     if samples > 1 and generation.temperature == 0:
         raise ValueError(f"eval: {samples} samples of a task are all alike at temperature 0; give --temperature 1")
+    names = _at_endpoints(model, base_url)
     need_trainers()
     if export_inspect:
         from mrlm_envs.integrations import inspect  # needs the extra `tools`
@@ -143,7 +144,7 @@ def evaluate(
         inspect.require("inspect-ai")  # before the episodes, which may take hours
     from mrlm_train.inference.hub import check_exists
 
-    names, results = [_at_endpoint(name, base_url) for name in model], {}
+    results = {}
     entries = _playable(environment, env_arg, agent, address)
     for name in names:
         check_exists(name)  # before torch, which takes seconds
@@ -204,6 +205,7 @@ def collect(
         raise ValueError("collect: --expert solves each task once; --group-size and --preferences need --model")
     if preferences and group_size < 2:
         raise ValueError("collect: --preferences compares attempts at one task; give --group-size 2 or more")
+    names = _at_endpoints([model] if model else [], base_url)
     need_trainers()
     envs = [entry.on_split(split) for entry in _playable(environment, env_arg, agent, address)]
     from tqdm import tqdm
@@ -218,7 +220,7 @@ def collect(
         else:
             from mrlm_train.inference.policy import make
 
-            policy = make(_at_endpoint(model, base_url), engine=generation.engine, rows=generation.rows)
+            policy = make(names[0], engine=generation.engine, rows=generation.rows)
             found = command.collect(
                 *(policy, envs, num_episodes, output, generation.sampling(), group_size, filter_reward, seed),
                 preferences=preferences,
@@ -473,13 +475,16 @@ def _playable(names: Sequence[str], env_arg: Sequence[str], *rest: Any) -> list[
     return entries
 
 
-def _at_endpoint(model: str, base_url: str | None) -> str:
-    """`openai:NAME` at the address of --base-url, unless it names its own."""
-    if base_url is None or not model.startswith("openai:") or "@http" in model:
-        return model
+def _at_endpoints(models: Sequence[str], base_url: str | None) -> list[str]:
+    """Each `openai:NAME` at the address of --base-url, unless it names its own."""
+    if base_url is None:
+        return list(models)
     if not base_url.startswith("http"):
         raise ValueError(f"--base-url {base_url}: expected a URL such as http://127.0.0.1:8000/v1")
-    return f"{model}@{base_url}"
+    asked = [model for model in models if model.startswith("openai:") and "@http" not in model]
+    if not asked:
+        raise ValueError(f"--base-url {base_url}: no --model is openai:NAME without an address; remove it")
+    return [f"{model}@{base_url}" if model in asked else model for model in models]
 
 
 if __name__ == "__main__":

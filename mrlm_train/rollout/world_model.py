@@ -30,6 +30,7 @@ from mrlm_train.inference.sampling import Sampling, decoding
 from mrlm_train.inference.types import End, Feed
 
 _ROOM = 16  # tokens; an answer that exceeds the true one by more is truncated
+_SCORED_AT_ONCE = 8  # answers; their logits are a whole vocabulary for each token
 
 
 @dataclass(frozen=True)
@@ -121,15 +122,16 @@ def perplexity(policy: Policy, asked: list[Answer]) -> float:
     model, total, count = policy.model, 0.0, 0
     ordered = sorted(asked, key=lambda answer: len(answer.context) + len(answer.said))
     with decoding(model):
-        for start in range(0, len(ordered), policy.rows):
-            batch = ordered[start : start + policy.rows]
+        for start in range(0, len(ordered), _SCORED_AT_ONCE):
+            batch = ordered[start : start + _SCORED_AT_ONCE]
             ids = [torch.tensor([*answer.context, *answer.said]) for answer in batch]
             labels = [torch.tensor([-100] * len(answer.context) + answer.said) for answer in batch]
             ids_BT = pad_sequence(ids, batch_first=True).to(model.device)
             labels_BT = pad_sequence(labels, batch_first=True, padding_value=-100).to(model.device)[:, 1:]
             seen_BT = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True).to(model.device)
-            logits_BTV = model(input_ids=ids_BT, attention_mask=seen_BT).logits[:, :-1].float()
-            total += cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), reduction="sum").item()
+            logits_BTV = model(input_ids=ids_BT, attention_mask=seen_BT).logits[:, :-1]
+            is_said_BT = labels_BT != -100
+            total += cross_entropy(logits_BTV[is_said_BT].float(), labels_BT[is_said_BT], reduction="sum").item()
             count += sum(len(answer.said) for answer in batch)
     return math.exp(total / count)
 

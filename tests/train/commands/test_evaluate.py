@@ -87,6 +87,10 @@ def test_samples_give_pass_at_k_and_attempts(tmp_path: Path, capsys: pytest.Capt
     ("arguments", "said"),
     [
         (["--environment", "math"], "--model is missing"),
+        (
+            ["--model", "tiny", "--environment", "math", "--base-url", "http://x"],
+            "no --model is openai:NAME without an",
+        ),
         (["--model", "openai:m", "--world-model", "e.jsonl"], "an endpoint does not show"),
         (["--model", "tiny", "--model", "tiny", "--world-model", "e.jsonl"], "take one --model"),
         (["--model", "tiny", "--world-model", "e.jsonl", "--episodes", "out.jsonl"], "--world-model plays nothing"),
