@@ -40,7 +40,10 @@ Load = Callable[[int, str], RunConfig]
 """`(seed, output_dir) -> configuration`."""
 
 # 97.5 % quantiles of Student's t for 1, 2, … degrees of freedom; the normal distribution's beyond.
-_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+_T = (
+    *(12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13),
+    *(2.12, 2.11, 2.10, 2.09, 2.09, 2.08, 2.07, 2.07, 2.06, 2.06, 2.06, 2.05, 2.05, 2.05),
+)
 _Z = 1.96
 
 
