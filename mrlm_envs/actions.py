@@ -12,6 +12,7 @@ whole reply (after any thinking) is nothing but actions.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, TypeVar
 
 from mrlm_envs import answers
@@ -191,9 +192,9 @@ def board(dim: Any, rows: int, columns: int) -> tuple[int, int]:
     Raises:
         ValueError: They are no whole numbers, fewer than `rows` and `columns`, or above 32.
     """
-    sides = (dim, dim) if isinstance(dim, int) else dim
-    if isinstance(sides, Sequence) and [isinstance(side, int) for side in sides] == [True, True]:
-        height, width = sides
+    sides = (dim, dim) if isinstance(dim, Integral) else dim
+    if isinstance(sides, Sequence) and [isinstance(side, Integral) for side in sides] == [True, True]:
+        height, width = map(int, sides)
         if rows <= height <= 32 and columns <= width <= 32:
             return height, width
     raise ValueError(f"dim must be from {rows}×{columns} to 32×32, in whole numbers, got {dim!r}")

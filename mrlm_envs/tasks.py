@@ -14,7 +14,7 @@ import os
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache, cached_property, lru_cache
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -115,7 +115,7 @@ def check_counts(**counts: object) -> None:
         ValueError: One is not.
     """
     for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
@@ -126,7 +126,7 @@ def check_amounts(**amounts: object) -> None:
         ValueError: One is not.
     """
     for name, value in amounts.items():
-        if not isinstance(value, Real) or not 0 <= value < math.inf:
+        if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
             raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
 
 

@@ -26,7 +26,6 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from mrlm_envs.answers import after_thinking
 from mrlm_envs.code.feedback import describe
 from mrlm_envs.code.generators import FAMILIES, check_range, generate
 from mrlm_envs.code.judge import NOT_PYTHON, Problem, judge
@@ -37,6 +36,7 @@ from mrlm_envs.sandbox.sandbox import Backend
 from mrlm_envs.tasks import Source, check_choice
 from mrlm_envs.vector import TextVectorEnv
 
+_END_OF_THOUGHTS = re.compile(r"^\s*</think>|</think>\s*$", re.MULTILINE)
 _FENCE = re.compile(r"([ \t]*)(`{3,}(?=[^`]*$)|~{3,})\s*(\S*)")
 
 
@@ -135,7 +135,7 @@ def program_in(reply: str) -> str:
     Fences are CommonMark's: of backticks or tildes, three or more, and what is in an indented one (of a list) loses as
     much indentation. A fence that is never closed ends with the reply.
     """
-    reply = after_thinking(reply)
+    reply = _after_thoughts(reply)
     blocks: list[tuple[bool, list[str]]] = []
     fence, indent = "", 0
     for line in reply.split("\n"):
@@ -152,6 +152,14 @@ def program_in(reply: str) -> str:
         return reply
     python = [lines for is_python, lines in blocks if is_python]
     return "\n".join(python[-1] if python else blocks[-1][1])
+
+
+def _after_thoughts(reply: str) -> str:
+    """What follows `</think>`. Where no thoughts begin the reply, one in the middle of a line is the program's own."""
+    if reply.lstrip().startswith("<think>"):
+        return reply.partition("</think>")[2]
+    ends = [*_END_OF_THOUGHTS.finditer(reply)]
+    return reply[ends[-1].end() :] if ends else reply
 
 
 def completed(problem: Problem, code: str) -> str:

@@ -51,7 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 MOVES = {name: move for move in ACTIONS for name in (move.lower(), move[0].lower())}
 _MAX_DRAWS = 1_000  # sequences drawn until one can be solved
-_MAX_GIVEN_UP = 40  # of them, on which the search gives up: at most half a second each
+_MAX_GIVEN_UP = 200  # of them, on which the search gives up: at most half a second each
 
 
 class TetrisEnv(TextEnv):

@@ -33,12 +33,12 @@ def pairs(
         length_matched: among equally good and equally bad episodes, take the two that come closest in length, so that
             the policy does not learn length itself.
     """
-    by_task: dict[tuple[str, ...], list[Episode]] = defaultdict(list)
+    by_task: dict[tuple[str, str], list[Episode]] = defaultdict(list)
     for episode in episodes:
         roles = [message["role"] for message in episode.messages]
         if episode.valid and "assistant" in roles:
-            opening = (message["content"] for message in episode.messages[: roles.index("assistant")])
-            by_task[episode.group_id, *opening].append(episode)
+            opening = episode.messages[: roles.index("assistant")]
+            by_task[episode.group_id, json.dumps(opening)].append(episode)
     for valid in by_task.values():
         rewards = [episode.reward for episode in valid]
         high, low = max(rewards), min(rewards)

@@ -71,7 +71,10 @@ def check(folder: Path, run: Mapping[str, Any], processes: int) -> None:
             f"--resume {folder}: {written['processes']} processes have written it, {processes} would go on; "
             f"set distributed.num_processes to {written['processes']}"
         )
-    if changed := difference(written["run"] or run, run):
+    before = written["run"] or run
+    if not any(key.startswith("envs.") for key in before):  # of a version that did not count `eval_envs`
+        run = {key: value for key, value in run.items() if not key.startswith("envs.")}
+    if changed := difference(before, run):
         raise CheckpointError(
             f"--resume {folder}: it is of another run: {changed}; resume with that run's own configuration, or start a "
             "new run with another --output"

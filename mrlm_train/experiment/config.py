@@ -238,7 +238,7 @@ def _check_stages(raw: dict[str, Any], path: str) -> RunConfig:
         folder = folder or f"runs/{stage.experiment_name}"
         stages.append(dataclasses.replace(stage, output_dir=f"{folder}/stage-{number}-{stage.algorithm}"))
     used = {stage.algorithm for stage in stages}
-    if unused := [name for name in ALGORITHMS if name in raw and name not in used]:
+    if unused := [name for name in ALGORITHMS if raw.get(name) and name not in used]:
         raise ConfigError(f"section {unused[0]!r} belongs to no stage (they are {', '.join(sorted(used))}); remove it")
     return dataclasses.replace(stages[0], output_dir=str(folder), stages=tuple(stages), raw=raw)
 

@@ -107,8 +107,11 @@ def _length(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_changed_start(config: RunConfig, finished: list[bool]) -> None:
     for number, (stage, is_finished) in enumerate(zip(config.stages, finished), start=1):
-        before = checkpoints.identity(run_directory.read_config(Path(stage.output_dir))) if is_finished else {}
-        if is_finished and (changed := checkpoints.difference(before, checkpoints.identity(stage.raw))):
+        if not is_finished:
+            continue
+        settings = (checkpoints.identity(raw) for raw in (run_directory.read_config(Path(stage.output_dir)), stage.raw))
+        before, now = ({key: part[key] for key in part if not key.startswith(_unread(stage))} for part in settings)
+        if changed := checkpoints.difference(before, now):
             raise ConfigError(
                 f"--resume latest: stage {number} ({stage.algorithm}) is complete with other settings: {changed}; "
                 "resume with that run's own configuration, or start a new run with another --output"
@@ -120,6 +123,13 @@ def _refuse_changed_start(config: RunConfig, finished: list[bool]) -> None:
                 f"--resume latest: stage {number} ({stage.algorithm}) has another length now, but stage {number + 1} "
                 "has started from its model; lengthen the last stage only, or use another --output"
             )
+
+
+def _unread(stage: RunConfig) -> tuple[str, ...]:
+    """Beginnings of the settings that a stage shares with others and does not read."""
+    reads_file = (stage.raw.get(stage.algorithm) or {}).get("episodes")
+    samples = stage.algorithm != "sft" and not reads_file
+    return (*(("envs.",) if reads_file else ()), *(() if samples else ("rollout.temperature", "rollout.top_")))
 
 
 def _run_one(config: RunConfig, resume: str | None, callbacks: Sequence[TrainerCallback] = ()) -> Path:
@@ -193,10 +203,8 @@ def _checkpoint(config: RunConfig, resume: str | None) -> Path | None:
 def _warn_amid_a_generation(checkpoint: Path | None, args: Any) -> None:
     """The last checkpoint of a run is at `max_steps`, wherever that is; its generation is not saved with it."""
     window = steps_between_generations(args)
-    if (
-        checkpoint is not None
-        and TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step % window
-    ):
+    step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step if checkpoint else 0
+    if checkpoint is not None and step % window and step != args.max_steps:
         _say(
             f"warning: {checkpoint.name} lies within the {window} steps that a batch serves; the rest of that batch is "
             "played anew, so the run differs from one without a break"

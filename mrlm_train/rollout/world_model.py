@@ -122,8 +122,9 @@ def perplexity(policy: Policy, asked: list[Answer]) -> float:
     model, total, count = policy.model, 0.0, 0
     ordered = sorted(asked, key=lambda answer: len(answer.context) + len(answer.said))
     with decoding(model):
-        for start in range(0, len(ordered), _SCORED_AT_ONCE):
-            batch = ordered[start : start + _SCORED_AT_ONCE]
+        rows = min(policy.rows, _SCORED_AT_ONCE)
+        for start in range(0, len(ordered), rows):
+            batch = ordered[start : start + rows]
             ids = [torch.tensor([*answer.context, *answer.said]) for answer in batch]
             labels = [torch.tensor([-100] * len(answer.context) + answer.said) for answer in batch]
             ids_BT = pad_sequence(ids, batch_first=True).to(model.device)

@@ -100,6 +100,8 @@ def test_a_resume_with_other_settings_of_a_complete_stage_is_refused(model: str,
     )
     run = ["train", "--config", str(config), "--output", str(tmp_path / "run")]
     assert main(run) == 0
+    unread = ["--set", "rollout.temperature=0.7"]  # SFT samples nothing
+    assert main([*run, "--resume", "latest", *unread]) == 0
     assert main([*run, "--resume", "latest", "--set", "training.learning_rate=0.5"]) == 1
     said = capsys.readouterr().err
     assert "stage 1 (sft) is complete with other settings: training.learning_rate was 0.001 and is 0.5" in said

@@ -195,6 +195,8 @@ def test_fractions_and_syntax_can_be_paid():
         ("", ""),
         ("<think>So:\n```python\ndraft\n</think>\n```python\nx = 1\n```", "x = 1"),  # a fence cut off in mid-thought
         ("<think>Easy.</think>x = 1", "x = 1"),
+        ("Easy.\n</think>\n\n```python\nx = 1\n```", "x = 1"),  # the prompt has opened the thoughts
+        ("```python\ns.split('</think>')[-1]\n```", "s.split('</think>')[-1]"),  # a program about such tags
     ],
 )
 def test_the_program_is_the_last_python_block_or_the_last_fence_or_all_of_it(reply, program):
