@@ -211,7 +211,7 @@ def test_preference_pairs_are_what_dpo_reads(tmp_path: Path) -> None:
     def alternate(turn: int) -> list[int]:
         return say(next(starts))(turn)
 
-    found = collect(scripted(alternate), letters, 8, output, SAMPLING, group_size=2, preferences=chosen)
+    found = collect(scripted(alternate), letters, 8, output, SAMPLING, group_size=2, threads=1, preferences=chosen)
     rows = [json.loads(line) for line in chosen.read_text().splitlines()]
     assert found.pairs == len(rows) == 4
     assert rows[0]["chosen"][0]["content"] == "a" and rows[0]["rejected"][0]["content"] == "b"
