@@ -72,6 +72,8 @@ def test_attempts_of_a_games_second_mover_meet_only_behind_one_prompt() -> None:
 
     played = [second("e4", 1.0, "c5"), second("d4", 0.0, "f6"), second("e4", -1.0, "f6"), second("a4", 0.0)]
     assert [(b.reward, w.reward) for b, w in pairs(played)] == [(1.0, -1.0)]
+    parts: Any = [{"type": "text", "text": "e4"}]  # content of several parts
+    assert len(list(pairs([second(parts, 1.0, "c5"), second(parts, 0.0, "f6")]))) == 1
     assert not list(pairs([second("white left", 0.0), second("e4", -1.0, "f6")]))  # the better had no turn
 
 

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 pytest.importorskip("trl")
@@ -152,3 +154,12 @@ def test_eval_envs_belong_to_the_run_where_it_trains_in_them(common, differs):
     )
     changed = checkpoints.difference(checkpoints.identity(before), checkpoints.identity(now))
     assert changed == ("envs.0.kwargs.difficulty was 1 and is 3" if differs else "")
+
+
+def test_a_checkpoint_from_before_eval_envs_counted_goes_on(tmp_path):
+    now = checkpoints.identity({"training": {"learning_rate": 0.1}, "eval_envs": [{"id": "math"}]})
+    run = {key: value for key, value in now.items() if not key.startswith("envs.")}
+    (tmp_path / checkpoints.FILE).write_text(json.dumps({"files": {}, "processes": 1, "run": run}))
+    checkpoints.check(tmp_path, now, 1)
+    with pytest.raises(checkpoints.CheckpointError, match=r"training.learning_rate was 0.1 and is 0.2"):
+        checkpoints.check(tmp_path, {**now, "training.learning_rate": 0.2}, 1)
